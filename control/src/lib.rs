@@ -1,0 +1,16 @@
+//! The one room that knows what an ELB, an app or Marathon is.
+//!
+//! ```text
+//! Marathon ─► io/marathon ─┐                         ┌─► l4::Input
+//!                          ├─ Event ─► cycle::step ──┼─► l7::Input   (compile/*)
+//! operators ─► api ────────┘              │          └─► dns::Input
+//!                 ▲                       ▼
+//!                 └────── View ◄── Effects: publish, fetch, probe, remember, alarm
+//! ```
+//!
+//! Pure: `model`, `compile`, `cycle` (no clock, socket, file or dice; `now` is an argument). Everything else is I/O and
+//! decides nothing. Start reading at [`cycle::step`].
+
+pub mod compile;
+pub mod cycle;
+pub mod model;

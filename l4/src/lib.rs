@@ -1,0 +1,20 @@
+//! The layer-4 plane: VIP:port in, real:port out, by an XDP program and the maps that it reads.
+//!
+//! ```text
+//! Input ─► tables (what every map must hold) ─► diff ─► maps (ordered writes, pinned) ─► XDP program
+//!                                                         │
+//! Report ◄──────── stats (per VIP, per real, drops) ◄─────┘
+//! ```
+//!
+//! It knows VIPs, reals and rings. It does not know what an ELB, an app or Marathon is.
+//! Start reading at [`input`], then `tables`, then `run`.
+
+pub mod config;
+pub mod input;
+pub mod report;
+mod run;
+
+pub use config::Config;
+pub use input::{Frontend, Input, Protocol, Real, RealState, Refused, Service};
+pub use report::Report;
+pub use run::run;

@@ -1,0 +1,53 @@
+//! What happened: read by whoever gave the Input.
+
+use std::{net::IpAddr, sync::Arc};
+
+use imbl::OrdMap;
+
+use crate::input::{Frontend, Refused};
+
+/// The plane's state, published when an Input was applied or refused and once a second for the counters.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The newest Input whose every part is in the maps and announced.
+    pub generation: u64,
+    /// The last Input that was refused, with its reason; cleared by the next good one.
+    pub refused: Option<(u64, Refused)>,
+    /// Where the program is attached.
+    pub attached: Vec<Attached>,
+    /// Counters by front end.
+    pub services: OrdMap<Frontend, Arc<ServiceCounters>>,
+    /// Packets dropped by reason, since the maps were made.
+    pub drops: Vec<(&'static str, u64)>,
+    /// What is wrong now and what to do about it, in words.
+    pub problems: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    pub interface: String,
+    /// `native` or `generic`.
+    pub mode: &'static str,
+}
+
+/// Counted since the maps were made: they survive a restart of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounters {
+    /// Packets and bytes from clients.
+    pub packets: u64,
+    pub bytes: u64,
+    /// Flows that were given a real.
+    pub flows: u64,
+    pub reals: Vec<RealCounters>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RealCounters {
+    pub address: IpAddr,
+    pub port: u16,
+    pub packets: u64,
+    pub bytes: u64,
+    pub flows: u64,
+    /// Flows alive now; counted for draining reals only (`None` elsewhere): 0 is the proof that a drain is over.
+    pub live: Option<u64>,
+}

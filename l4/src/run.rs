@@ -1,0 +1,20 @@
+//! The only place of the plane that spawns.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Config, input::Input, report::Report};
+
+/// Runs the plane until `stop`. Fails only at start (no such interface, no right to load BPF ...); a bad Input is
+/// refused in the report. On return the pinned program goes on serving.
+pub async fn run(
+    config: Config,
+    inputs: watch::Receiver<Arc<Input>>,
+    reports: watch::Sender<Arc<Report>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let _ = (config, inputs, reports, stop);
+    anyhow::bail!("not there yet")
+}

@@ -1,0 +1,20 @@
+//! The only place of the plane that spawns.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Config, input::Input, report::Report};
+
+/// Runs the plane until `stop`. Fails only at start (no runtime to be had ...); a bad Input is
+/// refused in the report. On `stop` requests in flight finish within the grace period.
+pub async fn run(
+    config: Config,
+    inputs: watch::Receiver<Arc<Input>>,
+    reports: watch::Sender<Arc<Report>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let _ = (config, inputs, reports, stop);
+    anyhow::bail!("not there yet")
+}
