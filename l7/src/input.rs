@@ -65,7 +65,9 @@ pub enum Refused {
     Path { listener: SocketAddr, path: Arc<str> },
     #[error("the listener {listener} has the host {host}, which is not a host name")]
     Host { listener: SocketAddr, host: Arc<str> },
-    #[error("the pool {pool} gives {address} the weight 0; weights go from 1 to 65535, to send it nothing let it drain")]
+    #[error(
+        "the pool {pool} gives {address} the weight 0; weights go from 1 to 65535, to send it nothing let it drain"
+    )]
     Weight { pool: Arc<str>, address: SocketAddr },
     #[error("the pool {pool} is not sorted by address without repeats at {address}")]
     Order { pool: Arc<str>, address: SocketAddr },
@@ -218,9 +220,6 @@ mod tests {
     #[test]
     fn notices_that_an_unchanged_listener_lost_its_pool() {
         let lost = Input { pools: OrdMap::new(), ..good() };
-        assert_eq!(
-            lost.validate_change(&good()),
-            Err(Refused::NoPool { listener: address(), pool: "shop".into() })
-        );
+        assert_eq!(lost.validate_change(&good()), Err(Refused::NoPool { listener: address(), pool: "shop".into() }));
     }
 }

@@ -144,7 +144,8 @@ impl Plane {
     /// Each second: tries again what could not be opened, and counts. True if the report changed.
     pub(crate) fn tick(&mut self) -> bool {
         let applied = self.applied.clone();
-        let retry: Vec<_> = self.waiting.keys().filter_map(|address| applied.listeners.get_key_value(address)).collect();
+        let retry: Vec<_> =
+            self.waiting.keys().filter_map(|address| applied.listeners.get_key_value(address)).collect();
         for (address, listener) in retry {
             self.open_or_set(*address, listener);
         }

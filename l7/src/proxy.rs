@@ -115,7 +115,12 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, _: &mut Life) -> Result<()> {
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        _: &mut Life,
+    ) -> Result<()> {
         let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
         forward::forward(request, client)
     }

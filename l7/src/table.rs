@@ -172,7 +172,8 @@ mod tests {
             },
         };
         let covers = |prefix: &str| {
-            path == prefix || path.strip_prefix(prefix).is_some_and(|rest| prefix.ends_with('/') || rest.starts_with('/'))
+            path == prefix
+                || path.strip_prefix(prefix).is_some_and(|rest| prefix.ends_with('/') || rest.starts_with('/'))
         };
         let matching = routes.iter().enumerate().filter(|(_, route)| covers(&route.path));
         let ranked = matching.filter_map(|(index, route)| {

@@ -144,12 +144,7 @@ impl PoolTraffic {
 
 impl UpstreamTraffic {
     fn new(address: SocketAddr) -> Self {
-        Self {
-            address,
-            requests: AtomicU64::new(0),
-            in_flight: AtomicU64::new(0),
-            connect_failures: AtomicU64::new(0),
-        }
+        Self { address, requests: AtomicU64::new(0), in_flight: AtomicU64::new(0), connect_failures: AtomicU64::new(0) }
     }
 
     pub(crate) fn count_request(&self) {

@@ -65,7 +65,9 @@ pub(crate) fn explain(error: &Error, life: &mut Life, config: &Config) -> Option
             let kind = kind.as_str();
             Some(Answer::new(502, format!("{upstream} of the pool {pool} broke off before it answered ({kind})")))
         }
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(Answer::new(408, "the request did not arrive in time")),
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
+            Some(Answer::new(408, "the request did not arrive in time"))
+        }
         (
             ErrorSource::Downstream,
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ConnectionClosed,
