@@ -25,8 +25,14 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) fn fresh_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(2000);
     let [_, _, high, low] = std::process::id().to_be_bytes();
-    let port = NEXT.fetch_add(1, Ordering::Relaxed);
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, high.max(1), low, 1)), port)
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, high.max(1), low, 1)), port);
+        // Someone may listen on this port of all addresses.
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// A plane that runs.
