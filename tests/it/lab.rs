@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_tests::lab::{self, Fabric, Mapping, Ns, Protocol, Task, addresses};
+use tidegate_tests::lab::{self, Fabric, Mapping, Mounts, Ns, Protocol, Task, addresses};
 
 /// Polls until the answer is yes.
 fn eventually(what: &str, mut check: impl FnMut() -> bool) {
@@ -169,4 +169,24 @@ fn a_panic_leaves_no_process_and_no_namespace_behind() {
         let handles = std::fs::read_dir("/proc/self/fd").unwrap().flatten().map(|fd| std::fs::read_link(fd.path()));
         threads.chain(handles).flatten().all(|link| link != inode)
     });
+}
+
+#[test]
+fn what_is_pinned_and_stored_by_an_appliance_is_seen_by_nobody_else() {
+    if !lab::require() {
+        return;
+    }
+    let (ns, ours, others) = (Ns::new().unwrap(), Mounts::new().unwrap(), Mounts::new().unwrap());
+    let run = |mounts: &Mounts, script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        mounts.enter(&mut command);
+        ns.start(command).unwrap().wait(Duration::from_secs(10)).unwrap().success()
+    };
+    assert!(run(&ours, "mkdir /sys/fs/bpf/tidegate-lab-test /var/lib/tidegate-lab-test"));
+    assert!(run(&ours, "test -d /sys/fs/bpf/tidegate-lab-test && test -d /var/lib/tidegate-lab-test"), "it stays");
+    assert!(run(&others, "! test -e /sys/fs/bpf/tidegate-lab-test && ! test -e /var/lib/tidegate-lab-test"));
+    for path in ["/sys/fs/bpf/tidegate-lab-test", "/var/lib/tidegate-lab-test"] {
+        assert!(!std::path::Path::new(path).exists(), "{path}");
+    }
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     http1::{self, Response},
-    lab::{self, Host, PinDir, Process},
+    lab::{self, Host, Mounts, Process},
 };
 
 /// Where the control API answers, inside the machine.
@@ -26,7 +26,8 @@ pub const API: &str = "127.0.0.1:7070";
 pub struct Appliance {
     pub host: Host,
     process: Option<Process>,
-    pins: PinDir,
+    /// Holds what it pins.
+    mounts: Mounts,
     /// The configuration, the store and the log.
     dir: tempfile::TempDir,
 }
@@ -54,10 +55,10 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The configuration file of a Tidegate that keeps its things in `dir` and `pins`.
-    pub fn toml(&self, dir: &Path, pins: &Path) -> String {
+    /// The configuration file of a Tidegate that keeps its store in `dir`.
+    pub fn toml(&self, dir: &Path) -> String {
         let mut text = String::new();
-        let (store, pins) = (dir.join("tidegate.redb"), pins.to_owned());
+        let store = dir.join("tidegate.redb");
         let (v4, v6) = lab::addresses::VIPS;
         let (local4, local6) = lab::addresses::LOCAL;
         let Self { marathons, resync_s, distrust_s, roles } = self;
@@ -68,7 +69,7 @@ impl Settings {
              [api]\nlisten = [\"{API}\"]\n\
              [store]\npath = {store:?}\n\
              [vips]\ninternal = [\"{v4}\", \"{v6}\"]\n\
-             [l4]\ninterfaces = [\"eth0\"]\nlocal_addresses = [\"{local4}\", \"{local6}\"]\npin_dir = {pins:?}\nflows = 16384\n"
+             [l4]\ninterfaces = [\"eth0\"]\nlocal_addresses = [\"{local4}\", \"{local6}\"]\nflows = 16384\n"
         )
         .expect("a String takes everything");
         text
@@ -105,9 +106,8 @@ impl Appliance {
     /// Starts it and waits until its API answers.
     pub fn start(host: &Host, settings: &Settings) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let pins = PinDir::new();
-        fs::write(dir.path().join("tidegate.toml"), settings.toml(dir.path(), pins.path()))?;
-        let mut appliance = Self { host: host.clone(), process: None, pins, dir };
+        fs::write(dir.path().join("tidegate.toml"), settings.toml(dir.path()))?;
+        let mut appliance = Self { host: host.clone(), process: None, mounts: Mounts::new()?, dir };
         appliance.restart()?;
         Ok(appliance)
     }
@@ -119,7 +119,8 @@ impl Appliance {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new(&binary);
         command.arg("run").arg("--config").arg(self.dir.path().join("tidegate.toml"));
-        command.env("RUST_LOG", "info").stdout(log.try_clone()?).stderr(log);
+        command.stdout(log.try_clone()?).stderr(log);
+        self.mounts.enter(&mut command);
         let process = self.host.ns.start(command).with_context(|| {
             format!(
                 "cannot start {}: build it with `cargo xtask ebpf && cargo build -p tidegate-control`",
@@ -218,10 +219,6 @@ impl Appliance {
         response.json().with_context(|| format!("{method} {path} answered what is not JSON: {}", response.text()))
     }
 
-    pub fn pin_dir(&self) -> &Path {
-        self.pins.path()
-    }
-
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
     }
@@ -240,7 +237,5 @@ impl Drop for Appliance {
         if std::thread::panicking() {
             println!("{}", self.log_tail());
         }
-        // Before its pins go: a running process would pin again.
-        self.process = None;
     }
 }

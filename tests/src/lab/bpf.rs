@@ -1,19 +1,9 @@
-//! The two things that the lab itself needs of BPF: a program that passes everything, and a place to pin.
+//! The one thing that the lab itself needs of BPF: a program that passes everything.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
 };
-
-use anyhow::Context;
-use nix::{
-    mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
-
-const BPFFS: &str = "/sys/fs/bpf";
 
 /// The start of `union bpf_attr` for BPF_PROG_LOAD (linux/bpf.h); the kernel takes what is missing as zero.
 #[repr(C)]
@@ -67,58 +57,4 @@ fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<OwnedFd> {
     }
     // SAFETY: both commands return a new file descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd.try_into().expect("file descriptors are small")) })
-}
-
-/// Mounts the BPF file system where it belongs, if it is not there.
-pub fn mount_bpffs() -> anyhow::Result<()> {
-    if statfs(BPFFS).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
-        return Ok(());
-    }
-    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
-        .with_context(|| format!("cannot mount the BPF file system on {BPFFS}"))
-}
-
-/// A directory for pinned maps and links that no other lab has; dropped with all that is in it.
-#[derive(Debug)]
-pub struct PinDir {
-    path: PathBuf,
-}
-
-impl PinDir {
-    const PREFIX: &str = "tidegate-lab-";
-
-    /// A path; whoever pins makes the directory.
-    pub fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { path: Path::new(BPFFS).join(format!("{}{}-{n}", Self::PREFIX, std::process::id())) }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Removes what labs left that were killed: pins outlive processes.
-    pub(super) fn sweep() {
-        for entry in fs::read_dir(BPFFS).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let owner =
-                name.to_str().and_then(|name| name.strip_prefix(Self::PREFIX)).and_then(|rest| rest.split('-').next());
-            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-    }
-}
-
-impl Default for PinDir {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for PinDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }

@@ -13,13 +13,14 @@
 mod agent;
 mod bpf;
 mod fabric;
+mod mounts;
 mod ns;
 mod process;
 mod require;
 
 pub use agent::{Agent, Mapping, Protocol, Running, Task};
-pub use bpf::{PinDir, mount_bpffs};
 pub use fabric::{Fabric, Host, addresses};
+pub use mounts::Mounts;
 pub use ns::Ns;
 pub use process::Process;
 pub use require::{require, skip};

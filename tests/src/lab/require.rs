@@ -2,10 +2,7 @@
 
 use std::{path::Path, process::Command, sync::OnceLock};
 
-use super::{
-    bpf::{self, PinDir},
-    ns::Ns,
-};
+use super::{bpf, mounts::Mounts, ns::Ns};
 
 /// The first line of every lab test: `if !lab::require() { return; }`. Prints why a test is skipped; with
 /// `LAB_REQUIRE=1` a test that cannot run fails.
@@ -38,7 +35,6 @@ fn probe() -> Result<(), String> {
     }
     Ns::new().map_err(|error| format!("{error:#}"))?;
     bpf::load_pass().map_err(|error| format!("no BPF program can be loaded: {error}"))?;
-    bpf::mount_bpffs().map_err(|error| format!("{error:#}"))?;
-    PinDir::sweep();
+    Mounts::new().map_err(|error| format!("{error:#}"))?;
     Ok(())
 }
