@@ -4,7 +4,6 @@
 
 use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
-use imbl::{OrdMap, ordmap::DiffItem};
 use tokio::{
     sync::{mpsc, watch},
     time::MissedTickBehavior,
@@ -12,10 +11,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cycle::{self, Effect, Event, State},
-    io::{self, marathon::Fetch, store::Memory},
-    model::{desired::Desired, elb::ElbName},
-    view::{Generations, MarathonSeen, Snapshot, View},
+    cycle::{self, Effect, Event, Fetch, State},
+    io::{self, store::Memory},
+    view::{MarathonSeen, Snapshot, View},
     writer::Decree,
 };
 
@@ -41,7 +39,6 @@ pub struct Outputs {
 #[derive(Debug)]
 pub struct Conductor {
     state: State,
-    since: OrdMap<ElbName, Generations>,
     marathon: MarathonSeen,
     view: Arc<View>,
     outputs: Outputs,
@@ -63,7 +60,6 @@ impl Conductor {
     ) -> Self {
         Self {
             state,
-            since: OrdMap::new(),
             marathon: MarathonSeen::default(),
             view,
             outputs,
@@ -89,7 +85,7 @@ impl Conductor {
                 biased;
                 () = stop.cancelled() => return,
                 Some(decree) = decrees.recv() => {
-                    self.decree(decree.desired);
+                    self.event(Event::Desired(decree.desired));
                     self.show();
                     // Whoever asked may be gone.
                     let _ = decree.done.send(());
@@ -109,23 +105,6 @@ impl Conductor {
         }
     }
 
-    /// The ELBs are other ones now.
-    pub fn decree(&mut self, desired: Desired) {
-        let before = self.state.desired.clone();
-        self.event(Event::Desired(desired));
-        let generations = Generations::desired(&self.state);
-        for item in before.elbs.diff(&self.state.desired.elbs) {
-            match item {
-                DiffItem::Add(name, _) | DiffItem::Update { new: (name, _), .. } => {
-                    self.since.insert(name.clone(), generations);
-                }
-                DiffItem::Remove(name, _) => {
-                    self.since.remove(name);
-                }
-            }
-        }
-    }
-
     /// One event, and all that follows from it.
     pub fn event(&mut self, event: Event) {
         let now = io::now();
@@ -139,9 +118,9 @@ impl Conductor {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Publish => self.publish(),
-            Effect::FetchAll => self.waiting.push_back(Fetch::All),
-            Effect::FetchApp(app) => self.waiting.push_back(Fetch::App(app)),
-            Effect::FetchDefinition { app, version } => self.waiting.push_back(Fetch::Definition { app, version }),
+            Effect::FetchAll | Effect::FetchApp(_) | Effect::FetchDefinition { .. } => {
+                self.waiting.extend(effect.fetch());
+            }
             Effect::Probe { app, instance, address } => self.errand(Errand::Probe { app, instance, address }),
             Effect::Resolve { host } => self.errand(Errand::Resolve { host }),
             Effect::Remember { id, app } => self.memory.remember(id, app),
@@ -177,7 +156,6 @@ impl Conductor {
     pub fn show(&self) {
         self.view.publish(Snapshot {
             state: self.state.clone(),
-            since: self.since.clone(),
             marathon: self.marathon.clone(),
         });
     }

@@ -17,7 +17,6 @@ pub mod compile;
 pub mod conduct;
 pub mod config;
 pub mod cycle;
-pub mod explain;
 pub mod io;
 pub mod model;
 pub mod run;

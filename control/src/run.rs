@@ -80,8 +80,9 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> anyhow::Resul
         domain: config.domain.as_str().into(),
         ttl: config.ttl_s,
         distrust: Duration::from_secs(config.distrust_s),
+        resync: Duration::from_secs(config.resync_s),
     };
-    let state = State::new(policy);
+    let state = State::new(policy, started);
     let (reporters, reports) = view::reports();
     let roles: Vec<Role> = config.roles.iter().copied().collect();
     let view = Arc::new(View::new(state.clone(), reports, roles, started));
@@ -95,7 +96,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> anyhow::Resul
     let (dns_in, dns) = watch::channel(Arc::default());
     let outputs = Outputs { l4: l4_in, l7: l7_in, dns: dns_in };
     let mut conductor = Conductor::new(state, view.clone(), outputs, memory.clone(), fetch_in, errand_in);
-    conductor.decree(kept.desired.clone());
+    conductor.event(Event::Desired(kept.desired.clone()));
     conductor.event(Event::Remembered(kept.apps));
     conductor.show();
 

@@ -6,7 +6,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use imbl::OrdMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -14,8 +13,7 @@ use utoipa::ToSchema;
 
 use crate::{
     config::Role,
-    cycle::{Alarm, Event, Marathon, State},
-    model::elb::ElbName,
+    cycle::{Alarm, Event, Generations, Marathon, State},
 };
 
 /// Shared by the loop, which writes, and the API, which reads and never makes the loop wait.
@@ -36,9 +34,22 @@ pub struct View {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub state: State,
-    /// For each ELB the generations whose application makes its last change real.
-    pub since: OrdMap<ElbName, Generations>,
     pub marathon: MarathonSeen,
+}
+
+impl Snapshot {
+    /// The newest generations that the planes were given; 0 as long as they were given nothing.
+    pub fn published(&self) -> Generations {
+        let compiled = &self.state.compiled;
+        match self.state.published() {
+            false => Generations::default(),
+            true => Generations {
+                l4: compiled.l4.generation,
+                l7: compiled.l7.generation,
+                dns: compiled.dns.generation,
+            },
+        }
+    }
 }
 
 /// What was heard of Marathon since the start.
@@ -72,24 +83,11 @@ impl MarathonSeen {
                 self.unreachable = None;
             }
             Marathon::Stream(_) => self.events += 1,
-            Marathon::App { .. } | Marathon::Definition { .. } => {}
+            Marathon::App { .. }
+            | Marathon::Broken { .. }
+            | Marathon::Definition { .. }
+            | Marathon::FetchFailed { .. } => {}
         }
-    }
-}
-
-/// One number for each plane.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Generations {
-    pub l4: u64,
-    pub l7: u64,
-    pub dns: u64,
-}
-
-impl Generations {
-    /// What is published now.
-    pub fn desired(state: &State) -> Self {
-        let compiled = &state.compiled;
-        Self { l4: compiled.l4.generation, l7: compiled.l7.generation, dns: compiled.dns.generation }
     }
 }
 
@@ -129,7 +127,7 @@ pub struct PlaneState {
 impl View {
     pub fn new(state: State, reports: Reports, roles: Vec<Role>, started: Timestamp) -> Self {
         let revision = watch::Sender::new(state.desired.revision);
-        let snapshot = Snapshot { state, since: OrdMap::new(), marathon: MarathonSeen::default() };
+        let snapshot = Snapshot { state, marathon: MarathonSeen::default() };
         Self { now: ArcSwap::from_pointee(snapshot), reports, roles, started, troubles: Mutex::default(), revision }
     }
 
@@ -181,7 +179,7 @@ impl View {
 
     /// The planes that run here.
     pub fn planes(&self, snapshot: &Snapshot) -> Vec<PlaneState> {
-        let desired = Generations::desired(&snapshot.state);
+        let desired = snapshot.published();
         let (l4, l7, dns) = (self.reports.l4.borrow(), self.reports.l7.borrow(), self.reports.dns.borrow());
         let refused = |generation: u64, why: String| format!("generation {generation} was refused: {why}");
         let all = [
@@ -212,7 +210,7 @@ impl View {
 
     /// Until every plane that runs here has applied what is published now.
     pub async fn applied(&self) {
-        let desired = Generations::desired(&self.now().state);
+        let desired = self.now().published();
         let mut reports = self.reports.clone();
         // A plane that is gone applies nothing any more: there is nothing to wait for.
         if self.has(Role::L4) {

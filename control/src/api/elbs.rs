@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::{Access, Api, Problem, ProblemBody, problem::parse};
 use crate::{
     config::Role,
-    explain::{ElbStatus, explain},
+    cycle::{ElbStatus, explain},
     model::{
         desired::{Change, Outcome},
         elb::{Elb, ElbSpec},
@@ -61,7 +61,7 @@ pub struct Readiness {
 pub struct PlaneReadiness {
     /// `l4`, `l7` or `dns`.
     pub plane: String,
-    /// The generation that makes the ELB's last change real.
+    /// The generation in which the ELB's part changed last; 0: the plane has no part of it.
     pub needs: u64,
     /// The newest generation that was given to the plane.
     pub desired: u64,
@@ -70,8 +70,11 @@ pub struct PlaneReadiness {
 }
 
 pub(super) fn readiness(view: &View, snapshot: &Snapshot, name: &str) -> Readiness {
-    let since = snapshot.since.get(name).copied().unwrap_or_default();
+    let since = snapshot.state.generations.get(name).copied().unwrap_or_default();
     let mut reasons = Vec::new();
+    if !snapshot.state.published() {
+        reasons.push("the planes were given nothing yet: neither Marathon nor the store has told what runs".to_owned());
+    }
     let mut planes = Vec::new();
     for plane in view.planes(snapshot) {
         let needs = match plane.plane {
@@ -80,7 +83,7 @@ pub(super) fn readiness(view: &View, snapshot: &Snapshot, name: &str) -> Readine
             Role::Dns => since.dns,
             Role::Control => continue,
         };
-        if plane.applied < needs {
+        if snapshot.state.published() && plane.applied < needs {
             let why = (plane.refused.iter().chain(&plane.problems).next()).map_or(String::new(), |why| format!(": {why}"));
             reasons.push(format!(
                 "{} has applied generation {}, the ELB needs {needs}{why}",

@@ -45,6 +45,8 @@ fn process(page: &mut Page, view: &View, snapshot: &Snapshot) {
         .row(&[], u8::from(marathon.attached));
     page.counter("tidegate_marathon_events_total", "Messages of the event stream.").row(&[], marathon.events);
     page.counter("tidegate_marathon_snapshots_total", "Times that all apps were read.").row(&[], marathon.snapshots);
+    page.counter("tidegate_marathon_missed_events_total", "Differences that a full answer showed and no event had announced.")
+        .row(&[], state.missed_events);
     let alarms = view.alarms(snapshot);
     let mut rows = page.gauge("tidegate_control_alarm", "1 for each alarm that is raised now.");
     // An app's alarm is told by the part before the first colon, so that labels stay few.

@@ -10,7 +10,7 @@ use super::{
     status::{AlarmBody, PlaneBody, alarms, planes},
 };
 use crate::{
-    explain::{ElbStatus, explain},
+    cycle::{ElbStatus, explain},
     model::elb::{Elb, ElbSpec},
     view::{MarathonSeen, Snapshot},
 };
@@ -188,6 +188,29 @@ fn plane_table(planes: &[PlaneBody]) -> Markup {
 }
 
 fn instances(status: &ElbStatus) -> Markup {
-    let _ = status;
-    html! {}
+    html! {
+        @for port in &status.ports {
+            p {
+                strong { (port.listen) } " → " code { (port.app) } " port " code { (port.target) } ": "
+                (port.serving) " serving, " (port.draining) " draining, " (port.held) " held. "
+                @if let Some(problem) = &port.problem { span class="bad" { (problem) } }
+            }
+            @if !port.instances.is_empty() {
+                table {
+                    thead { tr { th { "Instance" } th { "Agent" } th { "Answers at" } th { "Verdict" } th { "Why" } } }
+                    tbody {
+                        @for instance in &port.instances {
+                            tr {
+                                td { code { (instance.id) } }
+                                td { (instance.host) }
+                                td { @for address in &instance.addresses { code { (address) } " " } }
+                                td { span class=(if instance.verdict == "serve" { "good" } else { "bad" }) { (instance.verdict) } }
+                                td { (instance.reason) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     api::{ElbBody, ElbList},
+    cycle::ElbStatus,
     model::elb::{ElbSpec, Layer4, Layer7, PortPair, Rule, Scope, Target, Transport},
 };
 
@@ -307,7 +308,39 @@ fn rule(text: &str) -> anyhow::Result<Rule> {
     Ok(Rule { host, path: path.to_owned(), app: app.into(), target: behind })
 }
 
-fn instances(status: &crate::explain::ElbStatus) -> String {
-    let _ = status;
-    String::new()
+/// Each port with its instances.
+fn instances(status: &ElbStatus) -> String {
+    let ports: Vec<String> = status
+        .ports
+        .iter()
+        .map(|port| {
+            let mut text = format!(
+                "{} -> {} port {}: {} serving, {} draining, {} held",
+                port.listen, port.app, port.target, port.serving, port.draining, port.held
+            );
+            if let Some(problem) = &port.problem {
+                text += &format!("\n  {problem}");
+            }
+            if !port.instances.is_empty() {
+                let rows: Vec<Vec<String>> = port
+                    .instances
+                    .iter()
+                    .map(|instance| {
+                        let addresses: Vec<String> = instance.addresses.iter().map(ToString::to_string).collect();
+                        vec![
+                            instance.id.clone(),
+                            instance.host.clone(),
+                            addresses.join(" "),
+                            instance.verdict.clone(),
+                            instance.reason.clone(),
+                        ]
+                    })
+                    .collect();
+                text += "\n";
+                text += &table(&["INSTANCE", "AGENT", "ANSWERS AT", "VERDICT", "WHY"], &rows);
+            }
+            text
+        })
+        .collect();
+    ports.join("\n\n")
 }

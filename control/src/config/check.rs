@@ -129,6 +129,9 @@ fn sources(config: &Config, findings: &mut Vec<Finding>) {
     if config.marathon.urls.is_empty() {
         findings.push(fatal("marathon.urls", "no Marathon is named: set urls = [\"http://HOST:8080\"]"));
     }
+    if config.resync_s == 0 {
+        findings.push(fatal("resync_s", "0 would ask Marathon for everything without end: 30 is usual"));
+    }
     for url in &config.marathon.urls {
         if let Err(why) = base_url(url) {
             findings.push(fatal("marathon.urls", why));
@@ -248,6 +251,7 @@ mod tests {
             ("[marathon]\nurls = ['marathon:8080']", "marathon.urls", "like http://"),
             ("[vips]\nexternal = ['10.77.0.0/16']", "vips.internal", "overlaps"),
             ("[l4]\nlocal_addresses = ['10.77.100.7']", "l4.local_addresses", "VIP pool"),
+            ("resync_s = 0", "resync_s", "30 is usual"),
             ("[dns]\nlisten = []", "dns.listen", "empty"),
             ("[l7]\ntries = 0", "l7.tries", "1 is the least"),
         ];
