@@ -1,1 +1,2 @@
-fn main() {}
+mod ebpf;
+fn main() -> anyhow::Result<()> { ebpf::build() }
