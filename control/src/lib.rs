@@ -13,4 +13,5 @@
 
 pub mod compile;
 pub mod cycle;
+pub mod io;
 pub mod model;
