@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     config::Config,
-    input::{Input, Refused},
+    input::Input,
     report::Report,
     serve::{Listening, Source},
 };
@@ -37,7 +37,7 @@ pub async fn run(
             changed = inputs.changed(), if given => match changed {
                 Ok(()) => {
                     let input = inputs.borrow_and_update().clone();
-                    apply(&source, input, &mut report).await?;
+                    apply(&source, input, &mut report).await;
                 }
                 Err(_) => given = false,
             },
@@ -53,26 +53,29 @@ pub async fn run(
     Ok(())
 }
 
-async fn apply(source: &Source, input: Arc<Input>, report: &mut Report) -> anyhow::Result<()> {
+async fn apply(source: &Source, input: Arc<Input>, report: &mut Report) {
     let generation = input.generation;
     let old = source.zone.load_full();
     // What a watch holds before anybody has said anything.
     if old.apex.is_none() && generation == 0 && input.origin.is_empty() {
-        return Ok(());
+        return;
     }
     // The first zone takes a while to build: not on a thread that answers.
-    let patched: Result<_, Refused> = tokio::task::spawn_blocking(move || old.patch(input)).await?;
-    match patched {
-        Ok(zone) => {
+    match tokio::task::spawn_blocking(move || old.patch(input)).await {
+        Ok(Ok(zone)) => {
             info!(generation, names = zone.input.names.len(), "the zone is answered");
             source.zone.store(Arc::new(zone));
             report.generation = generation;
             report.refused = None;
         }
-        Err(why) => {
+        Ok(Err(why)) => {
             warn!(generation, "the zone is refused: {why}");
             report.refused = Some((generation, why));
         }
+        // A defect of ours: the old zone answers on, which is better than nothing.
+        Err(defect) => {
+            error!(generation, "building the zone failed: {defect}");
+            report.problems.push(format!("generation {generation} could not be built, the last one answers: {defect}"));
+        }
     }
-    Ok(())
 }
