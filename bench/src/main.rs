@@ -1,1 +1,119 @@
-fn main() {}
+//! Measurements beside the best peers: `tidegate-bench <what> [--quick] [--json FILE]`.
+//!
+//! A bench is a file: it starts ours and the peers, measures them in turns, and gives rows. `README.md` of this crate
+//! explains how to read them. Start at [`BENCHES`].
+
+mod dns;
+mod dns_load;
+mod events;
+mod figures;
+mod l4;
+mod l7;
+mod machine;
+mod peers;
+mod server;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+
+use crate::{figures::Outcome, machine::Machine};
+
+/// Everything that can be measured. A new bench is a file and a line here.
+const BENCHES: &[Bench] = &[
+    Bench { name: "events", about: "a Marathon event until the first answer that obeys it", run: events::run },
+    Bench { name: "l4", about: "packets through the XDP balancer", run: l4::run },
+    Bench { name: "l7", about: "requests through the proxy, beside nginx and haproxy", run: l7::run },
+    Bench { name: "dns", about: "answers of the DNS plane, beside knot, nsd and gdnsd", run: dns::run },
+];
+
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Settings) -> anyhow::Result<Outcome>,
+}
+
+/// How much to measure.
+pub(crate) struct Settings {
+    quick: bool,
+}
+
+impl Settings {
+    /// How often each contender has its turn: odd, so that a median is a run that was.
+    pub(crate) fn rounds(&self) -> usize {
+        if self.quick { 3 } else { 9 }
+    }
+
+    /// How long a turn is.
+    pub(crate) fn turn(&self) -> Duration {
+        Duration::from_secs(if self.quick { 1 } else { 3 })
+    }
+}
+
+/// Measures ours beside the best peers.
+#[derive(Parser)]
+#[command(name = "tidegate-bench", args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// What to measure.
+    #[arg(default_value = "")]
+    what: String,
+    /// Under a minute: fewer and shorter turns.
+    #[arg(long)]
+    quick: bool,
+    /// Also write the rows as a JSON array.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(subcommand)]
+    serve: Option<Serve>,
+}
+
+/// Ours, as a process of its own: a bench starts itself again with one of these.
+#[derive(Subcommand)]
+enum Serve {
+    #[command(hide = true)]
+    ServeDns { address: SocketAddr, names: usize },
+    #[command(hide = true)]
+    ServeL7 { address: SocketAddr, upstream: SocketAddr },
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.serve {
+        Some(Serve::ServeDns { address, names }) => return dns::serve(address, names),
+        Some(Serve::ServeL7 { address, upstream }) => return l7::serve(address, upstream),
+        None => {}
+    }
+    let Some(bench) = BENCHES.iter().find(|bench| bench.name == arguments.what) else {
+        let list: Vec<_> = BENCHES.iter().map(|bench| format!("  {:8} {}", bench.name, bench.about)).collect();
+        let said = if arguments.what.is_empty() {
+            "nothing was named".into()
+        } else {
+            format!("no bench is called {}", arguments.what)
+        };
+        bail!("{said}; there are:\n{}", list.join("\n"));
+    };
+    if cfg!(debug_assertions) {
+        eprintln!(
+            "this build is not optimised: ours comes out too slow. `cargo xtask bench {}` builds what is shipped",
+            bench.name
+        );
+    }
+    let machine = Machine::look();
+    let outcome = (bench.run)(&Settings { quick: arguments.quick })?;
+    println!("{}", outcome.page(bench.name, &machine));
+    if let Some(file) = arguments.json {
+        write_json(&file, &outcome)?;
+    }
+    Ok(())
+}
+
+fn write_json(file: &Path, outcome: &Outcome) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(&outcome.rows)?;
+    text.push('\n');
+    std::fs::write(file, text).with_context(|| format!("writing the rows to {}", file.display()))
+}
