@@ -30,7 +30,6 @@ pub struct Config {
     pub domain: String,
     pub ttl_s: u32,
     pub distrust_s: u64,
-    pub resync_s: u64,
     pub marathon: MarathonConfig,
     pub api: Api,
     pub store: Store,

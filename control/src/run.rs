@@ -80,7 +80,7 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> anyhow::Resul
         domain: config.domain.as_str().into(),
         ttl: config.ttl_s,
         distrust: Duration::from_secs(config.distrust_s),
-        resync: Duration::from_secs(config.resync_s),
+        resync: Duration::from_secs(config.marathon.resync_s),
     };
     let state = State::new(policy, started);
     let (reporters, reports) = view::reports();

@@ -39,7 +39,10 @@ impl Answer {
 impl Client {
     pub(super) fn new(remote: &Remote) -> anyhow::Result<Self> {
         crate::config::base_url(&remote.api).map_err(|why| anyhow!("--api (or TIDEGATE_API): {why}"))?;
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).build().context("making an HTTP client")?;
+        let http = crate::io::http_client(&remote.api)
+            .timeout(Duration::from_secs(15))
+            .build()
+            .context("making an HTTP client")?;
         Ok(Self { base: remote.api.trim_end_matches('/').to_owned(), http, json: remote.json })
     }
 

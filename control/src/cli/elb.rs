@@ -344,3 +344,49 @@ fn instances(status: &ElbStatus) -> String {
         .collect();
     ports.join("\n\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_pair_is_read() {
+        let pair = |listen, protocol, target| PortPair { listen, protocol, target };
+        let table = [
+            ("80", pair(80, Transport::Tcp, None)),
+            ("80:8080", pair(80, Transport::Tcp, Some(Target::Number(8080)))),
+            ("80:http", pair(80, Transport::Tcp, Some(Target::Name("http".to_owned())))),
+            ("53:53/udp", pair(53, Transport::Udp, Some(Target::Number(53)))),
+            ("53/tcp", pair(53, Transport::Tcp, None)),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(port_pair(text).unwrap(), wanted, "{text}");
+        }
+        for text in ["", "http", "80:", "80:70000", "70000", "80/sctp", ":80", "80 "] {
+            assert!(port_pair(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_read() {
+        let rule_of = |host: Option<&str>, path: &str, app: &str, target| Rule {
+            host: host.map(str::to_owned),
+            path: path.to_owned(),
+            app: app.into(),
+            target,
+        };
+        let table = [
+            ("shop.example.com/=/demo", rule_of(Some("shop.example.com"), "/", "/demo", None)),
+            ("shop.example.com=/demo", rule_of(Some("shop.example.com"), "/", "/demo", None)),
+            ("*.example.com/api=/a/b:8080", rule_of(Some("*.example.com"), "/api", "/a/b", Some(Target::Number(8080)))),
+            ("/=/demo:http", rule_of(None, "/", "/demo", Some(Target::Name("http".to_owned())))),
+            ("*/x=/demo", rule_of(None, "/x", "/demo", None)),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(rule(text).unwrap(), wanted, "{text}");
+        }
+        for text in ["", "shop", "shop=demo", "/=", "/=/demo:"] {
+            assert!(rule(text).is_err(), "{text:?}");
+        }
+    }
+}

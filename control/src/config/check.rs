@@ -126,16 +126,15 @@ fn names(config: &Config, findings: &mut Vec<Finding>) {
 }
 
 fn sources(config: &Config, findings: &mut Vec<Finding>) {
-    if config.marathon.urls.is_empty() {
-        findings.push(fatal("marathon.urls", "no Marathon is named: set urls = [\"http://HOST:8080\"]"));
+    // It also reads ca_file, so that a file that is not there is found before the start.
+    if let Err(error) = config.marathon.check() {
+        findings.push(fatal("marathon", format!("{error:#}")));
     }
-    if config.resync_s == 0 {
-        findings.push(fatal("resync_s", "0 would ask Marathon for everything without end: 30 is usual"));
+    if config.marathon.ca_file.is_some() && config.marathon.urls.iter().all(|url| url.starts_with("http://")) {
+        findings.push(warning("marathon.ca_file", "no address of Marathon is https, so the certificates are not used"));
     }
-    for url in &config.marathon.urls {
-        if let Err(why) = base_url(url) {
-            findings.push(fatal("marathon.urls", why));
-        }
+    if config.marathon.password.is_some() && config.marathon.user.is_none() {
+        findings.push(warning("marathon.password", "there is a password but no user: neither is sent"));
     }
 }
 
@@ -247,11 +246,12 @@ mod tests {
             ("[api]\nlisten = []", "api.listen", "name an address"),
             ("[store]\npath = ''", "store.path", "empty"),
             ("domain = 'Mesos.'", "domain", "lower case"),
-            ("[marathon]\nurls = []", "marathon.urls", "no Marathon"),
-            ("[marathon]\nurls = ['marathon:8080']", "marathon.urls", "like http://"),
+            ("[marathon]\nurls = []", "marathon", "is empty"),
+            ("[marathon]\nurls = ['marathon:8080']", "marathon", "http://host:8080"),
+            ("[marathon]\nca_file = '/nonexistent.pem'", "marathon", "/nonexistent.pem"),
             ("[vips]\nexternal = ['10.77.0.0/16']", "vips.internal", "overlaps"),
             ("[l4]\nlocal_addresses = ['10.77.100.7']", "l4.local_addresses", "VIP pool"),
-            ("resync_s = 0", "resync_s", "30 is usual"),
+            ("[marathon]\nresync_s = 0", "marathon", "at least 1"),
             ("[dns]\nlisten = []", "dns.listen", "empty"),
             ("[l7]\ntries = 0", "l7.tries", "1 is the least"),
         ];

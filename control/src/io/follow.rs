@@ -56,8 +56,7 @@ pub async fn follow(
     decrees: mpsc::Sender<Decree>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder()
-        .connect_timeout(Duration::from_secs(3))
+    let client = super::http_client(&url)
         .timeout(LONG_POLL + Duration::from_secs(10))
         .build()
         .context("making an HTTP client")?;
