@@ -2,3 +2,4 @@
 //! request of a client, so that a story can say "0 lost" and be believed.
 
 pub mod lab;
+pub mod marathon;
