@@ -4,4 +4,5 @@
 pub mod appliance;
 pub mod http1;
 pub mod lab;
+pub mod marathon;
 pub mod oracle;
