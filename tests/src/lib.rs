@@ -2,6 +2,7 @@
 //! request of a client, so that a story can say "0 lost" and be believed.
 
 pub mod appliance;
+pub mod cluster;
 pub mod http1;
 pub mod lab;
 pub mod marathon;

@@ -37,9 +37,9 @@ pub struct Target {
 
 #[derive(Clone, Debug)]
 pub enum Ask {
-    /// GET / over HTTP/1.1. The answer is JSON and says who answered (`task`).
+    /// GET / over HTTP/1.1. The answer is JSON that says who answered (`task`).
     Http { at: SocketAddr, host: String, connection: Lifetime },
-    /// A datagram whose answer holds what was sent.
+    /// A datagram whose answer holds what was sent (and, if it is JSON, who answered).
     Udp { at: SocketAddr },
     /// An A query, which must be answered with an address.
     Dns { server: SocketAddr, name: String },
@@ -168,5 +168,23 @@ impl Load {
         let mut account = self.tally.account().clone();
         account.length = self.tally.elapsed();
         account
+    }
+}
+
+/// Asks until everything is answered well a few times in a row; gives back the last account when it never is.
+pub fn serves(ns: &Ns, targets: &[Target], limit: Duration) -> Result<(), Box<Account>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let load = Load::start(ns, targets.iter().cloned());
+        load.wait("every way in was tried", Duration::from_secs(30), |account| {
+            account.counts.values().all(|counts| counts.requests >= 4)
+        });
+        let account = load.stop();
+        if account.failed.is_empty() && account.broken.is_empty() && account.lost_datagrams.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Box::new(account));
+        }
     }
 }

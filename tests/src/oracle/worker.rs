@@ -62,7 +62,7 @@ impl Worker {
             let closes = match answer {
                 Ok(Ok(response)) if response.status == 200 => {
                     let body = response.json().unwrap_or_default();
-                    self.answered(begun, body["task"].as_str().unwrap_or("(nameless)"));
+                    self.answered(begun, body["task"].as_str());
                     response.closes()
                 }
                 Ok(Ok(response)) => {
@@ -101,7 +101,7 @@ impl Worker {
             match timeout(PATIENCE, ask(at, nonce.as_bytes())).await {
                 Ok(Ok(answer)) if String::from_utf8_lossy(&answer).contains(&nonce) => {
                     let body: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
-                    self.answered(begun, body["task"].as_str().unwrap_or("(nameless)"));
+                    self.answered(begun, body["task"].as_str());
                 }
                 Ok(Ok(answer)) => self.failed(format!("not the answer to what was sent: {answer:?}")),
                 // Refused: the kernel was told by ICMP that nobody is there.
@@ -122,7 +122,7 @@ impl Worker {
             match timeout(PATIENCE, ask(server, &bytes)).await {
                 Ok(Ok(answer)) => match addresses(&answer, query.metadata.id) {
                     Ok(addresses) => {
-                        self.answered(begun, "dns");
+                        self.answered(begun, None);
                         let at = self.tally.elapsed();
                         let mut account = self.tally.account();
                         addresses.into_iter().for_each(|address| account.resolved.entry(address).or_default().seen(at));
@@ -141,13 +141,15 @@ impl Worker {
         Instant::now()
     }
 
-    fn answered(&self, begun: Instant, by: &str) {
+    fn answered(&self, begun: Instant, by: Option<&str>) {
         let at = self.tally.elapsed();
         let mut account = self.tally.account();
         let counts = account.counts.entry(self.label.clone()).or_default();
         counts.answered += 1;
         counts.slowest = counts.slowest.max(begun.elapsed());
-        account.served_by.entry(by.to_owned()).or_default().seen(at);
+        if let Some(by) = by {
+            account.served_by.entry(by.to_owned()).or_default().seen(at);
+        }
     }
 
     fn failed(&self, reason: String) {

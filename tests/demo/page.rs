@@ -1,0 +1,127 @@
+//! What to type next: every line can be copied into another root shell.
+
+use std::{fmt, net::IpAddr};
+
+use anyhow::bail;
+use tidegate_tests::{appliance::binary, cluster::Cluster};
+
+use super::{HOST, RUN, shell, tidegate::Tidegate};
+
+pub(crate) struct Page {
+    sections: Vec<(&'static str, Vec<Line>)>,
+    api: String,
+}
+
+/// A command, and whether it ends by itself and must succeed.
+struct Line {
+    command: String,
+    ends: bool,
+}
+
+impl Page {
+    pub(crate) fn new(cluster: &Cluster, layer4: &[IpAddr], layer7: &[IpAddr], tidegate: &Tidegate) -> Self {
+        let client = |command: String| line(format!("ip netns exec tg-client {command}"));
+        let (dns, marathon) = (cluster.appliance.v4, cluster.marathon.v4);
+        let program = binary("tidegate");
+        let program = program.display();
+        let own = |words: &str| line(format!("{program} {words} --api http://{}", tidegate.api));
+        let vip4 = url(layer4[0]);
+        let scale = |n: u32| {
+            client(format!(
+                "curl -s -X PUT -H 'Content-Type: application/json' -d '{{\"instances\":{n}}}' http://{marathon}:8080/v2/apps/demo"
+            ))
+        };
+        let ask = |what: &str| client(format!("dig +noall +answer @{dns} {what}"));
+        let sections = vec![
+            ("Through the layer-4 VIP (again and again: each answer says which instance it is from)", {
+                layer4.iter().map(|vip| client(format!("curl -sg {}", url(*vip)))).collect()
+            }),
+            ("Through layer 7, by host name", {
+                let mut lines: Vec<Line> =
+                    layer7.iter().map(|vip| client(format!("curl -sg -H 'Host: {HOST}' {}", url(*vip)))).collect();
+                lines.push(client(format!("curl -s --resolve {HOST}:80:{} http://{HOST}/", layer7[0])));
+                lines
+            }),
+            ("By DNS: the job's instances, their ports, the ELBs", {
+                let names = [
+                    "demo.marathon.mesos A",
+                    "_demo._tcp.marathon.mesos SRV",
+                    "demo-l4.elb.mesos A",
+                    "demo-l7.elb.mesos AAAA",
+                ];
+                names.into_iter().map(ask).collect()
+            }),
+            (
+                "Watch, and scale the job up and down meanwhile from a third shell",
+                vec![
+                    Line {
+                        command: format!(
+                            "while sleep 0.2; do ip netns exec tg-client curl -s -m 5 {vip4} || echo LOST; echo; done"
+                        ),
+                        ends: false,
+                    },
+                    scale(10),
+                    scale(2),
+                    scale(3),
+                ],
+            ),
+            (
+                "What Tidegate knows",
+                vec![own("status"), own("elb list"), own("elb show demo-l4"), own("elb show demo-l7")],
+            ),
+            (
+                "Kill Tidegate while the loop runs: layer 4 goes on (it is started again after 5 seconds)",
+                vec![
+                    Line { command: format!("kill -9 $(cat {RUN}/tidegate.pid)"), ends: false },
+                    Line { command: format!("tail -f {RUN}/tidegate.log"), ends: false },
+                ],
+            ),
+        ];
+        Self { sections, api: tidegate.api.to_string() }
+    }
+
+    /// Runs every command that ends by itself; an error names those that fail.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let mut failed = Vec::new();
+        for line in self.sections.iter().flat_map(|(_, lines)| lines).filter(|line| line.ends) {
+            let (good, said) = shell(&line.command)?;
+            println!("$ {}\n{}", line.command, said.trim_end());
+            // Silence is no answer: dig succeeds without one.
+            if !good || said.trim().is_empty() {
+                failed.push(line.command.as_str());
+            }
+        }
+        if !failed.is_empty() {
+            bail!("these commands of the page do not work:\n  {}", failed.join("\n  "));
+        }
+        println!("Every command of the page works.");
+        Ok(())
+    }
+}
+
+fn line(command: String) -> Line {
+    Line { command, ends: true }
+}
+
+fn url(vip: IpAddr) -> String {
+    match vip {
+        IpAddr::V4(vip) => format!("http://{vip}/"),
+        IpAddr::V6(vip) => format!("'http://[{vip}]/'"),
+    }
+}
+
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nThe demo is up. Type these in another root shell.")?;
+        for (title, lines) in &self.sections {
+            writeln!(f, "\n{title}:")?;
+            lines.iter().try_for_each(|line| writeln!(f, "  {}", line.command))?;
+        }
+        writeln!(f, "\nThe status page for a browser on this machine: http://{}/", self.api)?;
+        writeln!(
+            f,
+            "The machines: tg-client, tg-appliance, tg-marathon, tg-standby, tg-host-a, tg-host-b (ip netns exec NAME COMMAND)"
+        )?;
+        write!(f, "\nCtrl-C here (or `cargo xtask down` elsewhere) removes every trace.")
+    }
+}
