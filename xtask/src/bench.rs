@@ -1,0 +1,20 @@
+//! `bench`: the measurements, with everything that they need built and installed.
+
+use std::process::Command;
+
+use anyhow::bail;
+
+use crate::{command, ebpf, needs, target_dir};
+
+/// What follows `bench` is understood by the bench itself.
+pub(crate) fn bench(args: &[&str]) -> anyhow::Result<()> {
+    if !command::is_root() {
+        bail!("the measurements lay out network namespaces and load eBPF, which needs root: repeat in a root shell");
+    }
+    needs::ensure(&[needs::Purpose::Build, needs::Purpose::Bench])?;
+    ebpf::build()?;
+    command::run(&mut command::cargo(
+        "build --release --package tidegate-control --package tidegate-tests --package tidegate-bench --bins",
+    ))?;
+    Err(command::become_program(Command::new(target_dir().join("release/tidegate-bench")).args(args)))
+}
