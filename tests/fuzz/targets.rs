@@ -1,0 +1,99 @@
+//! Every decoder, its words and what must hold for whatever it lets through.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, bail};
+use hickory_proto::op::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use tidegate_control::model::{
+    desired::Pools,
+    elb::{Elb, ElbSpec},
+};
+
+/// A decoder of bytes that somebody else chose.
+pub(crate) struct Target {
+    /// Also its folder's name in `corpus/`.
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Panics when something does not hold.
+    pub(crate) run: fn(&[u8]),
+    /// What the format is made of: the mutator strews it in.
+    pub(crate) words: &'static [&'static [u8]],
+}
+
+pub(crate) const TARGETS: &[Target] = &[
+    Target { name: "elb", about: "the body of PUT /v1/elbs/{name}, and the stored record", run: elb, words: JSON },
+    Target { name: "config", about: "the tables of the configuration file", run: config, words: TOML },
+    Target { name: "dns", about: "a DNS message, as it comes in over UDP or TCP", run: dns, words: DNS },
+];
+
+const JSON: &[&[u8]] = &[
+    b"{", b"}", b"[", b"]", b"\"", b":", b",", b"null", b"true", b"1e999", b"-0", b"\\u0000", b"\\ud800", b"\xff",
+    b"\"type\"", b"\"layer4\"", b"\"layer7\"", b"\"vips\"", b"\"::ffff:10.0.0.1\"", b"\"app\"", b"\"ports\"",
+    b"\"listen\"", b"\"target\"", b"\"rules\"", b"\"host\"", b"\"*.\"", b"\"path\"",
+];
+
+const TOML: &[&[u8]] = &[
+    b"[", b"]", b"[[", b"]]", b"=", b"\"\"\"", b"'''", b".", b"\n", b"#", b"{", b"}", b"inf", b"nan", b"0x", b"1_0",
+    b"1979-05-27T07:32:00Z", b"\\uD800", b"interfaces", b"listen", b"\"10.0.0.0/33\"", b"\"::/0\"",
+];
+
+/// A pointer to the header, to itself and forward; the root; the types and classes that have rules of their own.
+const DNS: &[&[u8]] = &[
+    b"\xc0\x0c", b"\xc0\x00", b"\xff\xff", b"\x00", b"\x3f", b"\x40", b"\x00\x29", b"\x00\xff", b"\x00\x06",
+    b"\x00\x21", b"\x00\xfa", b"\x00\xfb", b"\x00\xfc", b"\x00\x01\x00\x01",
+];
+
+fn elb(bytes: &[u8]) {
+    if let Some(spec) = json::<ElbSpec>(bytes) {
+        let apps = spec.apps();
+        assert!(apps.is_sorted() && !apps.is_empty() || matches!(spec, ElbSpec::Layer7(_)), "{apps:?}");
+    }
+    json::<Elb>(bytes);
+}
+
+fn config(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    toml::<tidegate_l4::Config>(text);
+    toml::<tidegate_l7::Config>(text);
+    toml::<tidegate_dns::Config>(text);
+    toml::<Pools>(text);
+}
+
+fn dns(bytes: &[u8]) {
+    if let Ok(message) = Message::from_vec(bytes) {
+        // What is parsed can be answered, and the answer can be read.
+        if let Ok(encoded) = message.to_vec() {
+            Message::from_vec(&encoded).expect("what was encoded can be decoded");
+        }
+    }
+}
+
+/// What is accepted is kept as it was meant: written and read again it is the same.
+fn json<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> Option<T> {
+    let value: T = serde_json::from_slice(bytes).ok()?;
+    let written = serde_json::to_vec(&value).expect("what was read can be written");
+    assert_eq!(serde_json::from_slice::<T>(&written).expect("what was written can be read"), value);
+    Some(value)
+}
+
+fn toml<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(text: &str) {
+    let Ok(value) = toml::from_str::<T>(text) else { return };
+    let written = toml::to_string(&value).expect("what was read can be written");
+    assert_eq!(toml::from_str::<T>(&written).expect("what was written can be read"), value);
+}
+
+impl Target {
+    /// The good inputs, in the order of their names.
+    pub(crate) fn corpus(&self) -> anyhow::Result<Vec<Vec<u8>>> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(self.name);
+        let mut files: Vec<_> = fs::read_dir(&dir)
+            .and_then(|files| files.map(|file| file.map(|file| file.path())).collect())
+            .with_context(|| format!("listing {}", dir.display()))?;
+        files.sort();
+        if files.is_empty() {
+            bail!("{} is empty: mutants of nothing reach nothing", dir.display());
+        }
+        files.iter().map(|file| fs::read(file).with_context(|| format!("reading {}", file.display()))).collect()
+    }
+}
