@@ -1,4 +1,4 @@
-//! `bench`: the measurements, with everything that they need built and installed.
+//! `bench`: builds what is measured, and hands over to the bench, which brings the peers itself.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ pub(crate) fn bench(args: &[&str]) -> anyhow::Result<()> {
     if !command::is_root() {
         bail!("the measurements lay out network namespaces and load eBPF, which needs root: repeat in a root shell");
     }
-    needs::ensure(&[needs::Purpose::Build, needs::Purpose::Bench])?;
+    needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab])?;
     ebpf::build()?;
     command::run(&mut command::cargo(
         "build --release --package tidegate-control --package tidegate-tests --package tidegate-bench --bins",

@@ -18,7 +18,7 @@ pub(crate) fn ci() -> anyhow::Result<()> {
     }
     let mut steps = Steps::default();
     steps.take("packages", || {
-        needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab])?;
+        needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab, needs::Purpose::Test])?;
         needs::python_venv()
     });
     // Locked: a Cargo.lock that does not fit the manifests fails here and is not mended in passing.
@@ -27,17 +27,21 @@ pub(crate) fn ci() -> anyhow::Result<()> {
     steps.take("ebpf", ebpf::build);
     steps.take("lints", || command::run(&mut command::cargo("clippy --workspace --all-targets -- -D warnings")));
     if steps.take("build", test::build) {
-        steps.take("tests", || test::beside_the_code(None));
+        steps.take("tests", || none_skipped(test::beside_the_code(None, true)));
         steps.take("doc tests", test::in_the_docs);
-        steps.take("stories", || match test::stories(None, true)?.as_slice() {
-            [] => Ok(()),
-            skipped => bail!("{} stories were skipped: {}", skipped.len(), skipped.join("; ")),
-        });
+        steps.take("stories", || none_skipped(test::stories(None, true)));
         steps.take("fuzz", || command::run(fuzz::driver().args(["--seconds", FUZZ_SECONDS])));
     }
     steps.take("docs", || command::run(command::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings")));
     steps.take("licences", licences);
     steps.close()
+}
+
+fn none_skipped(skipped: anyhow::Result<Vec<String>>) -> anyhow::Result<()> {
+    match skipped?.as_slice() {
+        [] => Ok(()),
+        skipped => bail!("tests were skipped: {}", skipped.join("; ")),
+    }
 }
 
 /// cargo-deny checks more than the house test does (sources, wildcards). It takes minutes to build, so it is used
@@ -117,6 +121,13 @@ mod tests {
         assert!(summary.contains("second") && summary.contains("FAILED") && summary.contains("third"), "{summary}");
         let error = steps.close().unwrap_err().to_string();
         assert_eq!(error, "1 of 3 steps failed:\n  second: something broke");
+    }
+
+    #[test]
+    fn a_skipped_test_fails_the_step() {
+        assert!(none_skipped(Ok(Vec::new())).is_ok());
+        let error = none_skipped(Ok(vec!["no BTF".to_owned()])).unwrap_err().to_string();
+        assert_eq!(error, "tests were skipped: no BTF");
     }
 
     #[test]

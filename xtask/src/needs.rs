@@ -16,19 +16,17 @@ use crate::{command, target_dir};
 pub(crate) enum Purpose {
     /// Compiling: every verb but `down`.
     Build,
-    /// The stories in namespaces: `test` as root, and `ci`.
+    /// Namespaces and the clients in them: `up`, `bench`, `ci`, and `test` as root.
     Lab,
-    /// The commands that `up` tells people to type.
-    Demo,
-    /// The peers beside which `bench` measures.
-    Bench,
+    /// What other people's programs say about ours: `ci`, and `test` as root.
+    Test,
 }
 
 struct Need {
     package: &'static str,
     proof: Proof,
     why: &'static str,
-    purposes: &'static [Purpose],
+    purpose: Purpose,
 }
 
 /// What shows that a package is there, from whatever source it came.
@@ -38,44 +36,54 @@ enum Proof {
     Python(&'static str),
 }
 
-use Purpose::{Bench, Build, Demo, Lab};
-
 const NEEDS: &[Need] = &[
     Need {
         package: "build-essential",
         proof: Proof::Program("cc"),
         why: "compiles the C in the crypto and compression libraries, and links",
-        purposes: &[Build, Lab, Demo, Bench],
+        purpose: Purpose::Build,
     },
     Need {
         package: "cmake",
         proof: Proof::Program("cmake"),
         why: "builds zlib-ng, which pingora compresses with",
-        purposes: &[Build, Lab, Demo, Bench],
+        purpose: Purpose::Build,
+    },
+    Need {
+        package: "iproute2",
+        proof: Proof::Program("ip"),
+        why: "lays out links, addresses and routes in the lab's namespaces",
+        purpose: Purpose::Lab,
+    },
+    Need {
+        package: "ethtool",
+        proof: Proof::Program("ethtool"),
+        why: "makes virtual links compute checksums, as XDP expects of a network",
+        purpose: Purpose::Lab,
+    },
+    Need {
+        package: "nftables",
+        proof: Proof::Program("nft"),
+        why: "maps host ports to containers, as an agent with bridge networking does",
+        purpose: Purpose::Lab,
+    },
+    Need {
+        package: "curl",
+        proof: Proof::Program("curl"),
+        why: "is an HTTP client that others wrote, for tests and for you",
+        purpose: Purpose::Lab,
+    },
+    Need {
+        package: "bind9-dnsutils",
+        proof: Proof::Program("dig"),
+        why: "is a DNS client that others wrote, for tests and for you",
+        purpose: Purpose::Lab,
     },
     Need {
         package: "python3-venv",
         proof: Proof::Python("import ensurepip, venv"),
         why: "runs a Marathon client that others wrote against our Marathon stand-in",
-        purposes: &[Lab],
-    },
-    Need {
-        package: "iproute2",
-        proof: Proof::Program("ip"),
-        why: "shows what the lab's namespaces look like when a story fails, and lets you look around",
-        purposes: &[Lab, Demo, Bench],
-    },
-    Need {
-        package: "curl",
-        proof: Proof::Program("curl"),
-        why: "is the client in the page of commands that `up` prints",
-        purposes: &[Demo],
-    },
-    Need {
-        package: "bind9-dnsutils",
-        proof: Proof::Program("dig"),
-        why: "asks for the names in the page of commands that `up` prints",
-        purposes: &[Demo],
+        purpose: Purpose::Test,
     },
 ];
 
@@ -97,8 +105,7 @@ impl Need {
 /// Says what is missing and why it is needed, then installs it if this is root on a Debian-like system. Otherwise it
 /// prints the command to type, and fails.
 pub(crate) fn ensure(purposes: &[Purpose]) -> anyhow::Result<()> {
-    let missing: Vec<&Need> =
-        NEEDS.iter().filter(|need| purposes.iter().any(|p| need.purposes.contains(p)) && !need.is_met()).collect();
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| purposes.contains(&need.purpose) && !need.is_met()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -128,7 +135,7 @@ pub(crate) fn ensure(purposes: &[Purpose]) -> anyhow::Result<()> {
 }
 
 fn install(packages: &[&str]) -> anyhow::Result<()> {
-    // A peer's package starts its daemon on port 80 unless policy-rc.d forbids it; nobody asked for a daemon.
+    // A package may start a service unless policy-rc.d forbids it; nobody asked for one.
     let _quiet = NoDaemons::start()?;
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
@@ -193,16 +200,16 @@ mod tests {
 
     #[test]
     fn a_proof_can_fail() {
-        let need = |proof| Need { package: "none", proof, why: "", purposes: &[] };
+        let need = |proof| Need { package: "none", proof, why: "", purpose: Purpose::Build };
         assert!(need(Proof::Program("sh")).is_met());
         assert!(!need(Proof::Program("no-such-program")).is_met());
         assert!(!need(Proof::Python("import no_such_module")).is_met());
     }
 
     #[test]
-    fn every_need_says_why_and_for_what_and_stands_once() {
+    fn every_need_says_why_and_stands_once() {
         for (at, need) in NEEDS.iter().enumerate() {
-            assert!(!need.why.is_empty() && !need.purposes.is_empty(), "{}", need.package);
+            assert!(!need.why.is_empty(), "{}", need.package);
             assert!(NEEDS[..at].iter().all(|earlier| earlier.package != need.package), "{} twice", need.package);
         }
     }

@@ -1,6 +1,6 @@
 //! `test`: the tests beside the code, then the stories in the lab.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use anyhow::Context;
 
@@ -12,15 +12,15 @@ const STORIES: &str = "it";
 pub(crate) fn test(filter: Option<&str>) -> anyhow::Result<()> {
     let root_user = command::is_root();
     if root_user {
-        needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab])?;
+        needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab, needs::Purpose::Test])?;
         needs::python_venv()?;
     } else {
         needs::ensure(&[needs::Purpose::Build])?;
     }
     ebpf::build()?;
     build()?;
-    beside_the_code(filter)?;
-    let skipped = stories(filter, false)?;
+    let mut skipped = beside_the_code(filter, false)?;
+    skipped.extend(stories(filter, false)?);
     report(&skipped, root_user);
     Ok(())
 }
@@ -30,14 +30,15 @@ pub(crate) fn build() -> anyhow::Result<()> {
     command::run(&mut command::cargo("build --workspace --all-targets"))
 }
 
-/// The tests beside the code of every crate, and those in a crate's own tests/ folder.
-pub(crate) fn beside_the_code(filter: Option<&str>) -> anyhow::Result<()> {
+/// The tests beside the code of every crate, and those in a crate's own tests/ folder. Returns as [`stories`].
+pub(crate) fn beside_the_code(filter: Option<&str>, require: bool) -> anyhow::Result<Vec<String>> {
     let mut command = command::cargo("test --workspace --lib --bins");
     // All packages are named in every call: another choice would change the features and build everything again.
     for name in integration_tests()? {
         command.args(["--test", &name]);
     }
-    command::run(command.args(filter))
+    command.args(filter).args(["--", "--show-output"]);
+    watch(command, require)
 }
 
 /// The code in the documentation.
@@ -45,12 +46,16 @@ pub(crate) fn in_the_docs() -> anyhow::Result<()> {
     command::run(&mut command::cargo("test --workspace --doc"))
 }
 
-/// The stories. Returns those that were skipped, each with its reason; with `require`, a skipped one fails.
+/// The stories. Returns why tests were skipped, each reason once; with `require`, a test that would skip fails.
 pub(crate) fn stories(filter: Option<&str>, require: bool) -> anyhow::Result<Vec<String>> {
     let mut command = command::cargo("test --workspace --test");
     command.arg(STORIES).args(filter);
     // One at a time: each lays out a network and loads both cores, and measures what it loses meanwhile.
     command.args(["--", "--test-threads=1", "--show-output"]);
+    watch(command, require)
+}
+
+fn watch(mut command: Command, require: bool) -> anyhow::Result<Vec<String>> {
     if require {
         command.env("LAB_REQUIRE", "1");
     }
@@ -81,16 +86,20 @@ fn report(skipped: &[String], root_user: bool) {
     }
 }
 
-/// The names of `<crate>/tests/*.rs`, for every crate but the lab's own.
+/// The names of the tests in `<crate>/tests/`, where a file or a folder with a main.rs is one.
 fn integration_tests() -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
     for room in fs::read_dir(root()).context("listing the repository")? {
-        let folder = room.context("listing the repository")?.path().join("tests");
-        let Ok(files) = fs::read_dir(&folder) else { continue };
-        for file in files {
-            let path = file.with_context(|| format!("listing {}", folder.display()))?.path();
-            if let (Some(name), Some("rs")) = (path.file_stem(), path.extension().and_then(|e| e.to_str())) {
-                names.push(name.to_string_lossy().into_owned());
+        let room = room.context("listing the repository")?.path();
+        let folder = room.join("tests");
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        if !room.join("Cargo.toml").is_file() {
+            continue;
+        }
+        for entry in entries {
+            let path = entry.with_context(|| format!("listing {}", folder.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file() {
+                names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
             }
         }
     }

@@ -10,7 +10,7 @@ pub(crate) fn up() -> anyhow::Result<()> {
     if !command::is_root() {
         bail!("network namespaces and eBPF need root: repeat this in a root shell (`sudo -E -s` keeps your PATH)");
     }
-    needs::ensure(&[needs::Purpose::Build, needs::Purpose::Demo])?;
+    needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab])?;
     ebpf::build()?;
     command::run(&mut command::cargo(
         "build --release --package tidegate-control --package tidegate-tests \
