@@ -11,6 +11,14 @@
 //! Pure: `model`, `compile`, `cycle` (no clock, socket, file or dice; `now` is an argument). Everything else is I/O and
 //! decides nothing. Start reading at [`cycle::step`].
 
+pub mod api;
+pub mod cli;
 pub mod compile;
+pub mod conduct;
+pub mod config;
 pub mod cycle;
+pub mod io;
 pub mod model;
+pub mod run;
+pub mod view;
+pub mod writer;

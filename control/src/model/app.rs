@@ -67,13 +67,17 @@ pub struct Port {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Instance {
     pub id: InstanceId,
+    /// The task's id as Marathon writes it: the canonical DNS name carries its hash.
+    #[serde(default)]
+    pub task: Arc<str>,
     pub state: TaskState,
     pub version: Version,
     /// The agent's name or address, as Marathon writes it.
     pub host: Arc<str>,
     /// The agent's Mesos id (`<uuid>-S12`), where Marathon tells it.
     pub agent: Option<Arc<str>>,
-    /// Of the container's own networks; empty in host and bridge mode.
+    /// As Marathon lists them. Only in container mode are they the container's own: in host mode they are the agent's,
+    /// in bridge mode they are of no use outside it.
     pub addresses: Vec<IpAddr>,
     /// Host ports, in the order of the definition's ports that have one.
     pub ports: Vec<u16>,
@@ -83,6 +87,22 @@ pub struct Instance {
     pub started_at: Option<Timestamp>,
     /// Set by the first sign that Marathon is about to stop it; never taken back.
     pub stopping: Option<StopSign>,
+    /// It passed its admission (health, readiness, one connect) or served before Tidegate looked: from here on only bad
+    /// news takes it out, never the lack of news.
+    #[serde(default)]
+    pub admitted: bool,
+}
+
+impl App {
+    /// The newest definition; an app that was read always has it.
+    pub fn newest(&self) -> Option<&Arc<Definition>> {
+        self.definitions.get(&self.version)
+    }
+
+    /// The definition that the instance was started with.
+    pub fn definition_of(&self, instance: &Instance) -> Option<&Arc<Definition>> {
+        self.definitions.get(&instance.version)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

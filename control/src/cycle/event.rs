@@ -1,54 +1,17 @@
-//! The heart: one event in, the effects out. Start reading here.
-//!
-//! `step` is pure. Whoever calls it holds the [`State`], gives the time, and carries out the [`Effect`]s.
+//! Everything that can happen, and everything that can be asked for: both closed.
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use jiff::Timestamp;
 
-use crate::{
-    compile::Compiled,
-    model::{
-        app::{App, AppId, Definition, InstanceId, Version},
-        desired::Desired,
-        observed::Observed,
-    },
+use super::Alarm;
+use crate::model::{
+    app::{App, AppId, Definition, InstanceId, Version},
+    desired::Desired,
 };
-
-/// Rules that hold for the whole run.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Policy {
-    /// The zone of every name, without a trailing dot.
-    pub domain: Arc<str>,
-    /// Seconds that clients may keep an answer.
-    pub ttl: u32,
-    /// How long an unexplained "nothing runs" must be repeated before it is believed.
-    pub distrust: Duration,
-}
-
-/// Everything that the next decision depends on.
-#[derive(Clone, Debug)]
-pub struct State {
-    pub policy: Policy,
-    pub desired: Desired,
-    pub observed: Observed,
-    pub compiled: Compiled,
-    /// What is wrong now, by a stable key (`marathon-unreachable`, `empty-answer` ...).
-    pub alarms: BTreeMap<String, Alarm>,
-}
-
-/// Something that an operator should look at.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Alarm {
-    pub since: Timestamp,
-    /// What is wrong, what Tidegate does meanwhile, what to do.
-    pub text: String,
-}
 
 /// Everything that can happen.
 #[derive(Clone, Debug)]
@@ -61,7 +24,7 @@ pub enum Event {
     Marathon(Marathon),
     /// A TCP connect to an instance that has no health check, asked for by [`Effect::Probe`].
     Probed { app: AppId, instance: InstanceId, open: bool },
-    /// A host name was looked up, asked for by [`Effect::Resolve`].
+    /// A host name was looked up, asked for by [`Effect::Resolve`]. It may come again, when the answer changes.
     Resolved { host: Arc<str>, addresses: Vec<IpAddr> },
     /// Time passes: once a second.
     Tick,
@@ -72,25 +35,44 @@ pub enum Event {
 pub enum Marathon {
     /// The stream is attached: from here on no event is lost, and a snapshot that is asked for now is newer.
     Attached,
-    /// The stream or a fetch failed; the text says what was tried and why it failed.
+    /// The stream is lost or could not be opened; the text says what was tried and why it failed.
     Unreachable(String),
+    /// A request was given up after every address was tried; the text says why.
+    FetchFailed { fetch: Fetch, why: String },
     /// All apps. `asked_at` is when the request was sent: what events said since is newer.
-    Snapshot { apps: Vec<App>, asked_at: Timestamp },
+    Snapshot {
+        apps: Vec<App>,
+        /// Apps that are listed but could not be read, with the reason.
+        broken: Vec<(AppId, String)>,
+        asked_at: Timestamp,
+    },
     /// One app, refetched; `None`: Marathon says 404.
     App { id: AppId, app: Option<App>, asked_at: Timestamp },
+    /// One app that was refetched and could not be read, with the reason.
+    Broken { id: AppId, why: String },
     /// The definition of an older version.
     Definition { app: AppId, version: Version, definition: Definition },
     /// One message of the event stream.
     Stream(StreamEvent),
 }
 
-/// The messages of the event stream that change something; `io/marathon` maps the rest to `AppChanged` or drops them.
+/// What can be asked of Marathon.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Fetch {
+    All,
+    App(AppId),
+    Definition { app: AppId, version: Version },
+}
+
+/// The messages of the event stream that change something; `io/marathon` maps the rest to `AppsChanged` or drops them.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum StreamEvent {
     /// `status_update_event`. The state is Marathon's text (`TASK_RUNNING` ...).
     Status {
         app: AppId,
         instance: InstanceId,
+        /// The task's id as it was written.
+        task: Arc<str>,
         state: String,
         host: Option<Arc<str>>,
         agent: Option<Arc<str>>,
@@ -98,8 +80,8 @@ pub enum StreamEvent {
         ports: Vec<u16>,
         version: Option<Version>,
     },
-    /// `instance_changed_event`. The condition is Marathon's text (`Running` ...).
-    InstanceChanged { app: AppId, instance: InstanceId, condition: String },
+    /// `instance_changed_event`. The condition is Marathon's text (`Running` ...), `at` the event's own timestamp.
+    InstanceChanged { app: AppId, instance: InstanceId, condition: String, at: Option<Timestamp> },
     /// `instance_health_changed_event`.
     Health { app: AppId, instance: InstanceId, healthy: Option<bool> },
     /// `unhealthy_instance_kill_event`.
@@ -151,20 +133,16 @@ pub enum Effect {
     Note(String),
 }
 
-impl State {
-    pub fn new(policy: Policy) -> Self {
-        Self {
-            policy,
-            desired: Desired::default(),
-            observed: Observed::default(),
-            compiled: Compiled::default(),
-            alarms: BTreeMap::new(),
+impl Effect {
+    /// The request to Marathon that this effect is, if it is one.
+    pub fn fetch(&self) -> Option<Fetch> {
+        match self {
+            Self::FetchAll => Some(Fetch::All),
+            Self::FetchApp(app) => Some(Fetch::App(app.clone())),
+            Self::FetchDefinition { app, version } => {
+                Some(Fetch::Definition { app: app.clone(), version: version.clone() })
+            }
+            _ => None,
         }
     }
-}
-
-/// One event, its effects.
-pub fn step(state: &mut State, event: Event, now: Timestamp) -> Vec<Effect> {
-    let _ = (state, event, now);
-    Vec::new()
 }
