@@ -5,9 +5,12 @@ use std::{fs, path::Path};
 use anyhow::{Context, bail};
 use hickory_proto::op::Message;
 use serde::{Serialize, de::DeserializeOwned};
-use tidegate_control::model::{
-    desired::Pools,
-    elb::{Elb, ElbSpec},
+use tidegate_control::{
+    config::Loaded,
+    model::{
+        desired::{Change, Desired, Pools},
+        elb::{Elb, ElbSpec},
+    },
 };
 
 /// A decoder of bytes that somebody else chose.
@@ -23,7 +26,7 @@ pub(crate) struct Target {
 
 pub(crate) const TARGETS: &[Target] = &[
     Target { name: "elb", about: "the body of PUT /v1/elbs/{name}, and the stored record", run: elb, words: JSON },
-    Target { name: "config", about: "the tables of the configuration file", run: config, words: TOML },
+    Target { name: "config", about: "the configuration file", run: config, words: TOML },
     Target { name: "dns", about: "a DNS message, as it comes in over UDP or TCP", run: dns, words: DNS },
 ];
 
@@ -102,18 +105,27 @@ const DNS: &[&[u8]] = &[
 
 fn elb(bytes: &[u8]) {
     if let Some(spec) = json::<ElbSpec>(bytes) {
-        let apps = spec.apps();
-        assert!(apps.is_sorted() && !apps.is_empty() || matches!(spec, ElbSpec::Layer7(_)), "{apps:?}");
+        let pools = Pools { internal: vec![POOL.parse().expect("a literal")], external: Vec::new() };
+        let put = Change::Put { name: "fuzz".to_owned(), spec };
+        // Declarative: what was taken once is taken again, and changes nothing.
+        if let Ok((desired, _)) = Desired::default().apply(put.clone(), &pools, None, true) {
+            let (again, _) = desired.apply(put, &pools, None, true).expect("what was taken is taken again");
+            assert_eq!(again, desired);
+        }
     }
     json::<Elb>(bytes);
 }
 
+/// Small, so that it is also seen full.
+const POOL: &str = "10.77.100.0/30";
+
 fn config(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
-    toml::<tidegate_l4::Config>(text);
-    toml::<tidegate_l7::Config>(text);
-    toml::<tidegate_dns::Config>(text);
-    toml::<Pools>(text);
+    match Loaded::parse(Path::new("fuzz.toml"), text.to_owned()) {
+        Ok(loaded) => drop(loaded.place_of("vips.internal")),
+        // The message points into the text, by line and by key.
+        Err(misfit) => assert!(misfit.line >= 1 && misfit.line <= text.split('\n').count(), "{misfit}"),
+    }
 }
 
 fn dns(bytes: &[u8]) {
@@ -131,12 +143,6 @@ fn json<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[
     let written = serde_json::to_vec(&value).expect("what was read can be written");
     assert_eq!(serde_json::from_slice::<T>(&written).expect("what was written can be read"), value);
     Some(value)
-}
-
-fn toml<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(text: &str) {
-    let Ok(value) = toml::from_str::<T>(text) else { return };
-    let written = toml::to_string(&value).expect("what was read can be written");
-    assert_eq!(toml::from_str::<T>(&written).expect("what was written can be read"), value);
 }
 
 impl Target {
