@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::bail;
 
-use crate::{command, ebpf, needs, target_dir};
+use crate::{build, command, ebpf, needs, target_dir};
 
 /// What follows `bench` is understood by the bench itself.
 pub(crate) fn bench(args: &[&str]) -> anyhow::Result<()> {
@@ -13,8 +13,6 @@ pub(crate) fn bench(args: &[&str]) -> anyhow::Result<()> {
     }
     needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab])?;
     ebpf::build()?;
-    command::run(&mut command::cargo(
-        "build --release --package tidegate-control --package tidegate-tests --package tidegate-bench --bins",
-    ))?;
+    build::for_the_lab(&["tidegate-bench", "tidegate", "marathon_standin", "demo_app"])?;
     Err(command::become_program(Command::new(target_dir().join("release/tidegate-bench")).args(args)))
 }

@@ -28,3 +28,14 @@ pub(crate) fn build(profile: Profile) -> anyhow::Result<()> {
     println!("\nBuilt: {}", target_dir().join(profile.name()).join("tidegate").display());
     Ok(())
 }
+
+/// Optimised binaries for `up` and `bench`: the same packages for both, since another choice of packages would change the
+/// features and build most crates again.
+pub(crate) fn for_the_lab(bins: &[&str]) -> anyhow::Result<()> {
+    let mut command =
+        command::cargo("build --release --package tidegate-control --package tidegate-tests --package tidegate-bench");
+    for bin in bins {
+        command.args(["--bin", bin]);
+    }
+    command::run(&mut command)
+}

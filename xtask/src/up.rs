@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::bail;
 
-use crate::{command, ebpf, needs, target_dir};
+use crate::{build, command, ebpf, needs, target_dir};
 
 pub(crate) fn up() -> anyhow::Result<()> {
     if !command::is_root() {
@@ -12,10 +12,7 @@ pub(crate) fn up() -> anyhow::Result<()> {
     }
     needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab])?;
     ebpf::build()?;
-    command::run(&mut command::cargo(
-        "build --release --package tidegate-control --package tidegate-tests \
-         --bin tidegate --bin tidegate-demo --bin marathon_standin --bin demo_app",
-    ))?;
+    build::for_the_lab(&["tidegate", "tidegate-demo", "marathon_standin", "demo_app"])?;
     // The demo takes this process's place: Ctrl-C and signals reach it directly, and it removes every trace.
     Err(command::become_program(Command::new(target_dir().join("release/tidegate-demo")).arg("up")))
 }
