@@ -12,9 +12,23 @@
 pub mod config;
 pub mod input;
 pub mod report;
+
+// Pure.
+pub mod maglev;
+mod regions;
+pub mod tables;
+
+// With the kernel.
+mod announce;
+pub mod maps;
+mod neighbours;
+pub mod network;
+mod stats;
+pub mod xdp;
+
 mod run;
 
 pub use config::Config;
 pub use input::{Frontend, Input, Protocol, Real, RealState, Refused, Service};
 pub use report::Report;
-pub use run::run;
+pub use run::{remove, run};

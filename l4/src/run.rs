@@ -1,20 +1,308 @@
 //! The only place of the plane that spawns.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use tokio::sync::watch;
+use anyhow::{Context, bail};
+use imbl::{OrdMap, ordmap::DiffItem};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
 
-use crate::{config::Config, input::Input, report::Report};
+use crate::{
+    announce::Announcer,
+    config::{Config, Mode},
+    input::{Frontend, Input, Refused, Service},
+    maps::Maps,
+    neighbours::Neighbours,
+    network::{Link, Network},
+    report::{Attached, Report, ServiceCounters},
+    stats::Stats,
+    tables::Tables,
+    xdp,
+};
+
+const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the plane until `stop`. Fails only at start (no such interface, no right to load BPF ...); a bad Input is
 /// refused in the report. On return the pinned program goes on serving.
 pub async fn run(
     config: Config,
-    inputs: watch::Receiver<Arc<Input>>,
+    mut inputs: watch::Receiver<Arc<Input>>,
     reports: watch::Sender<Arc<Report>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let _ = (config, inputs, reports, stop);
-    anyhow::bail!("not there yet")
+    let mut plane = Plane::start(&config).await?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What is there already counts as a change: nothing of it was seen yet.
+    inputs.mark_changed();
+    let mut open = true;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = inputs.changed(), if open => match changed {
+                Ok(()) => {
+                    let input = inputs.borrow_and_update().clone();
+                    plane.take(input).await;
+                }
+                // Whoever gave the Inputs is gone: the last one stays.
+                Err(_) => open = false,
+            },
+            _ = tick.tick() => plane.tick().await,
+        }
+        reports.send_replace(Arc::new(plane.report()));
+    }
+}
+
+/// Takes everything away that the plane leaves behind: the program, its maps (and with them every connection), and the
+/// addresses. For when no `run` runs.
+pub async fn remove(config: &Config) -> anyhow::Result<()> {
+    let network = Network::open()?;
+    // Addresses first: clients are sent elsewhere before they get resets from here. All links are looked at, since the
+    // configuration may have changed since.
+    for link in network.links().await? {
+        let ours = network.ours(link.index).await?;
+        network.remove_addresses(link.index, &ours).await?;
+    }
+    xdp::remove(&config.pin_dir)
+}
+
+/// What system calls are made on, one thread at a time.
+struct Core {
+    maps: Maps,
+    tables: Tables,
+    stats: Stats,
+}
+
+struct Plane {
+    /// `None` only while a blocking thread has it.
+    core: Option<Core>,
+    announcer: Announcer,
+    neighbours: Neighbours,
+    attached: Vec<Attached>,
+    generation: u64,
+    /// The Input that is applied in part: an apply failed on the way, and is tried again.
+    pending: Option<Arc<Input>>,
+    refused: Option<(u64, Refused)>,
+    counters: OrdMap<Frontend, Arc<ServiceCounters>>,
+    drops: Vec<(&'static str, u64)>,
+    /// What stays wrong until the process starts again.
+    standing: Vec<String>,
+    /// What may be right again at the next attempt.
+    passing: Vec<String>,
+}
+
+impl Plane {
+    async fn start(config: &Config) -> anyhow::Result<Self> {
+        xdp::object()?;
+        let network = Network::open()?;
+        let links = interfaces(&network, &config.interfaces).await?;
+        let (mut maps, attached) = xdp::start(config, &links)?;
+        maps.settle(&config.local_addresses)?;
+        let mut standing = Vec::new();
+        if maps.flows != config.flows {
+            standing.push(format!(
+                "l4.flows is {} but the flow table that is in use holds {}: `tidegate l4 remove` and a new start change it",
+                config.flows, maps.flows
+            ));
+        }
+        if config.mode == Mode::Auto {
+            for attached in attached.iter().filter(|attached| attached.mode == "generic") {
+                standing.push(format!(
+                    "{} runs the balancer in generic mode, at about half the speed: its driver takes no XDP program",
+                    attached.interface
+                ));
+            }
+        }
+        let tables = Tables::adopt(&maps.found()?, maps.capacity()?);
+        info!(services = tables.applied().len(), "layer 4 is up");
+        let neighbours = Neighbours::start(Network::open()?);
+        let (add, remove) = reals(&OrdMap::new(), tables.applied());
+        neighbours.change(add, remove).await;
+        let first = links.into_iter().next().context("no interface to announce on")?;
+        let announcer = Announcer::start(network, first, &config.local_addresses).await?;
+        Ok(Self {
+            core: Some(Core { maps, tables, stats: Stats::default() }),
+            announcer,
+            neighbours,
+            attached,
+            generation: 0,
+            pending: None,
+            refused: None,
+            counters: OrdMap::new(),
+            drops: Vec::new(),
+            standing,
+            passing: Vec::new(),
+        })
+    }
+
+    /// Applies an Input, or says why not.
+    async fn take(&mut self, input: Arc<Input>) {
+        // Nothing is known yet: what survived goes on.
+        if input.generation == 0 {
+            return;
+        }
+        let newest = self.pending.as_ref().map_or(self.generation, |pending| pending.generation.max(self.generation));
+        let before = self.core.as_ref().map(|core| core.tables.applied().clone()).unwrap_or_default();
+        let verdict = if input.generation < newest {
+            Err(Refused::Older { got: input.generation, applied: newest })
+        } else {
+            input.validate(&before)
+        };
+        if let Err(refused) = verdict {
+            self.refuse(&input, refused);
+            return;
+        }
+        self.passing.clear();
+        match self.apply(&input, &before).await {
+            Ok(None) => {
+                self.generation = input.generation;
+                self.pending = None;
+                self.refused = None;
+            }
+            Ok(Some(refused)) => self.refuse(&input, refused),
+            Err(error) => {
+                error!(generation = input.generation, "not applied, tried again in a second: {error:#}");
+                self.passing.push(format!("generation {} is not applied yet: {error:#}", input.generation));
+                self.pending = Some(input);
+            }
+        }
+    }
+
+    fn refuse(&mut self, input: &Input, refused: Refused) {
+        warn!(generation = input.generation, "input refused: {refused}");
+        self.refused = Some((input.generation, refused));
+    }
+
+    /// Withdraw, fill, announce.
+    async fn apply(&mut self, input: &Arc<Input>, before: &OrdMap<Frontend, Arc<Service>>) -> anyhow::Result<Option<Refused>> {
+        let wanted: BTreeSet<IpAddr> = input.announce.iter().copied().collect();
+        let (add, remove) = reals(before, &input.services);
+        if !add.is_empty() || !remove.is_empty() {
+            self.neighbours.change(add.clone(), remove.clone()).await;
+        }
+        self.announcer.withdraw(&wanted).await?;
+        let result = self.fill(Arc::clone(input)).await;
+        if !matches!(result, Ok(None)) {
+            self.neighbours.change(remove, add).await;
+            return result;
+        }
+        self.announcer.announce(&wanted).await?;
+        Ok(None)
+    }
+
+    async fn fill(&mut self, input: Arc<Input>) -> anyhow::Result<Option<Refused>> {
+        self.with_core(move |core| {
+            let mut failed = None;
+            let Core { maps, tables, .. } = core;
+            let planned = tables.plan(&input, |write| {
+                if failed.is_none() {
+                    failed = maps.apply(&write).err();
+                }
+            });
+            match (planned, failed) {
+                (Err(refused), _) => Ok(Some(refused)),
+                (Ok(()), None) => Ok(None),
+                (Ok(()), Some(error)) => {
+                    // The image is ahead of the maps: read back what there really is.
+                    core.tables = Tables::adopt(&core.maps.found()?, core.maps.capacity()?);
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn tick(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            self.take(pending).await;
+        }
+        let read = self
+            .with_core(|core| {
+                let counters = core.stats.read(&core.maps, &core.tables, Instant::now())?;
+                Ok((counters, core.maps.drops()?))
+            })
+            .await;
+        match read {
+            Ok((counters, drops)) => (self.counters, self.drops) = (counters, drops),
+            Err(error) => warn!("the counters could not be read: {error:#}"),
+        }
+    }
+
+    /// System calls by the ten thousand must not hold the runtime's threads up.
+    async fn with_core<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Core) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let mut core = self.core.take().context("the maps are lost: an earlier use of them panicked")?;
+        let (core, result) = spawn_blocking(move || {
+            let result = work(&mut core);
+            (core, result)
+        })
+        .await
+        .context("working on the maps")?;
+        self.core = Some(core);
+        result
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            generation: self.generation,
+            refused: self.refused.clone(),
+            attached: self.attached.clone(),
+            services: self.counters.clone(),
+            drops: self.drops.clone(),
+            problems: self.standing.iter().chain(&self.passing).cloned().collect(),
+        }
+    }
+}
+
+/// The addresses of reals that came and that went.
+fn reals(old: &OrdMap<Frontend, Arc<Service>>, new: &OrdMap<Frontend, Arc<Service>>) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let (mut add, mut remove) = (Vec::new(), Vec::new());
+    let addresses = |service: &Arc<Service>| service.reals.iter().map(|real| real.address).collect::<Vec<_>>();
+    for item in old.diff(new) {
+        match item {
+            DiffItem::Add(_, service) => add.extend(addresses(service)),
+            DiffItem::Remove(_, service) => remove.extend(addresses(service)),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                add.extend(addresses(new));
+                remove.extend(addresses(old));
+            }
+        }
+    }
+    (add, remove)
+}
+
+/// The configured interfaces, or the one that most likely is meant.
+async fn interfaces(network: &Network, names: &[String]) -> anyhow::Result<Vec<Link>> {
+    let links = network.links().await?;
+    let list = || links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>().join(", ");
+    if !names.is_empty() {
+        let find = |name: &String| {
+            let found = links.iter().find(|link| link.name == *name).cloned();
+            found.with_context(|| format!("l4.interfaces names {name:?}, which does not exist here; there are: {}", list()))
+        };
+        return names.iter().map(find).collect();
+    }
+    if let Some(index) = network.default_interface().await?
+        && let Some(link) = links.iter().find(|link| link.index == index)
+    {
+        return Ok(vec![link.clone()]);
+    }
+    let up: Vec<&Link> = links.iter().filter(|link| link.up && !link.loopback).collect();
+    match up.as_slice() {
+        [link] => Ok(vec![(*link).clone()]),
+        [] => bail!("no interface is up: set l4.interfaces (there are: {})", list()),
+        _ => bail!("no default route tells which interface to use: set l4.interfaces to some of: {}", list()),
+    }
 }

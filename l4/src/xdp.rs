@@ -1,0 +1,252 @@
+//! The program: loaded, attached through pinned links, and replaced atomically by the next process.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use anyhow::{Context, anyhow, bail};
+use aya::{
+    EbpfLoader,
+    maps::MapData,
+    programs::{
+        ProgramError, Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+        xdp::XdpLink,
+    },
+};
+use tidegate_ebpf::abi::map;
+use tracing::{info, warn};
+
+use crate::{
+    config::{Config, Mode},
+    maps::{Maps, survivors},
+    network::Link,
+    report::Attached,
+};
+
+/// The object that `cargo xtask ebpf` built, or nothing.
+static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer.o"));
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS: &str = "/sys/fs/bpf";
+
+/// The XDP object that is embedded in this build.
+pub fn object() -> anyhow::Result<&'static [u8]> {
+    if EMBEDDED.is_empty() {
+        bail!("this build holds no XDP program: run `cargo xtask ebpf`, then build again");
+    }
+    Ok(EMBEDDED)
+}
+
+/// Loads the program on its maps, new ones or the survivors, and attaches it to the links.
+pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attached>)> {
+    let object = object()?;
+    privileges()?;
+    prepare(&config.pin_dir)?;
+    let adopted = survivors(&config.pin_dir)?;
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(map::FLOWS, config.flows).map_max_entries(map::REVERSES, config.flows);
+    for name in map::ALL {
+        let path = config.pin_dir.join(name);
+        // aya does not ask a pinned map for its size.
+        if adopted && let Ok(data) = MapData::from_pin(&path) {
+            let info = data.info().with_context(|| format!("asking for the size of {}", path.display()))?;
+            loader.map_max_entries(name, info.max_entries());
+        }
+        loader.map_pin_path(name, path);
+    }
+    let mut ebpf = loader.load(object).map_err(|error| explain(error.into()))?;
+    let maps = Maps::take(&mut ebpf)?;
+    let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
+    let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
+    program.load().map_err(|error| explain(error.into()))?;
+    let mut attached = Vec::new();
+    for link in links {
+        forwarding(&link.name)?;
+        let mode = attach(program, link, config)?;
+        info!(interface = link.name, mode, adopted, "the balancer is attached");
+        attached.push(Attached { interface: link.name.clone(), mode });
+    }
+    Ok((maps, attached))
+}
+
+/// Detaches the program and takes the maps away.
+pub fn remove(folder: &Path) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("reading {}", folder.display()))?,
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // Only what this room pinned.
+        if map::ALL.contains(&&*name) || name.starts_with(LINK_PREFIX) {
+            fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
+        }
+    }
+    fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))
+}
+
+/// CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (the verifier takes packet pointers' arithmetic only with it).
+fn privileges() -> anyhow::Result<()> {
+    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default();
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(bit, _)| effective & 1 << bit == 0 && (*bit == 12 || effective & CAP_SYS_ADMIN == 0))
+        .map(|(_, name)| *name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!("layer 4 needs {}: run as root, or give the binary these capabilities", missing.join(", "))
+}
+
+/// A folder for the pins, on a mounted bpffs.
+fn prepare(folder: &Path) -> anyhow::Result<()> {
+    // Two tests or planes of one process may start at once.
+    static MOUNT: OnceLock<Result<(), String>> = OnceLock::new();
+    if folder.starts_with(BPF_FS) && !on_bpf_fs(Path::new(BPF_FS)) {
+        let mounted = MOUNT.get_or_init(|| {
+            info!("mounting a BPF file system at {BPF_FS}, where maps and programs outlive this process");
+            nix::mount::mount(Some("bpf"), BPF_FS, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)
+                .map_err(|error| error.to_string())
+        });
+        if let Err(error) = mounted {
+            bail!("mounting a BPF file system at {BPF_FS}: {error}; try `mount -t bpf bpf {BPF_FS}`");
+        }
+    }
+    fs::create_dir_all(folder).with_context(|| format!("making {} for the pinned maps", folder.display()))?;
+    if !on_bpf_fs(folder) {
+        bail!("{} is not on a BPF file system: choose an l4.pin_dir under {BPF_FS}", folder.display());
+    }
+    Ok(())
+}
+
+fn on_bpf_fs(folder: &Path) -> bool {
+    nix::sys::statfs::statfs(folder).is_ok_and(|stat| stat.filesystem_type().0 as i64 == BPF_FS_MAGIC)
+}
+
+/// `bpf_fib_lookup` answers only for interfaces that forward.
+fn forwarding(interface: &str) -> anyhow::Result<()> {
+    let set = |path: String, value: &str| -> anyhow::Result<()> {
+        match fs::read_to_string(&path) {
+            Ok(now) if now.trim() == value => Ok(()),
+            // No IPv6 in this kernel or on this interface.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            _ => {
+                info!("setting {path} to {value}: route look-ups from XDP need it");
+                fs::write(&path, value).with_context(|| format!("writing {value} to {path}"))
+            }
+        }
+    };
+    // A forwarding interface ignores router advertisements unless it is told to take them all the same.
+    let accept = format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra");
+    if fs::read_to_string(&accept).is_ok_and(|value| value.trim() == "1") {
+        set(accept, "2")?;
+    }
+    set(format!("/proc/sys/net/ipv4/conf/{interface}/forwarding"), "1")?;
+    set(format!("/proc/sys/net/ipv6/conf/{interface}/forwarding"), "1")
+}
+
+const LINK_PREFIX: &str = "link-";
+
+fn pin_path(folder: &Path, link: &Link, mode: &str) -> PathBuf {
+    folder.join(format!("{LINK_PREFIX}{}-{}-{mode}", link.name, link.index))
+}
+
+fn attach(program: &mut Xdp, link: &Link, config: &Config) -> anyhow::Result<&'static str> {
+    let modes: &[(XdpMode, &'static str)] = match config.mode {
+        Mode::Auto => &[(XdpMode::Driver, "native"), (XdpMode::Skb, "generic")],
+        Mode::Native => &[(XdpMode::Driver, "native")],
+        Mode::Generic => &[(XdpMode::Skb, "generic")],
+    };
+    for (_, name) in modes {
+        if replace(program, &pin_path(&config.pin_dir, link, name)) {
+            return Ok(name);
+        }
+    }
+    unpin_others(&config.pin_dir, link)?;
+    let mut refused = None;
+    for (mode, name) in modes {
+        match program.attach_to_if_index(link.index, *mode) {
+            Ok(id) => {
+                let taken = program.take_link(id).context("taking the new link")?;
+                let taken: FdLink = taken.try_into().context("this kernel has no BPF links for XDP (Linux 5.9)")?;
+                taken.pin(pin_path(&config.pin_dir, link, name)).context("pinning the program's link")?;
+                return Ok(name);
+            }
+            Err(error) => {
+                if *name != "generic" {
+                    warn!(interface = link.name, "no {name} XDP here: {}", chain(&error));
+                }
+                refused = Some(error);
+            }
+        }
+    }
+    let error = refused.expect("every mode was refused");
+    let hint = match &error {
+        ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::EBUSY) => {
+            "another XDP program is attached there; detach it first (`ip link set dev IF xdp off`)"
+        }
+        ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::ERANGE) => {
+            "the MTU is too large for native XDP; lower it, or set l4.mode to \"generic\""
+        }
+        _ => "the driver may know no XDP; set l4.mode to \"auto\" or \"generic\"",
+    };
+    Err(anyhow!(error).context(format!("attaching to {}: {hint}", link.name)))
+}
+
+/// Puts the program into a link that an earlier process left. No packet sees neither.
+fn replace(program: &mut Xdp, path: &Path) -> bool {
+    let Ok(pinned) = PinnedLink::from_pin(path) else { return false };
+    let link = match XdpLink::try_from(FdLink::from(pinned)) {
+        Ok(link) => link,
+        Err(error) => {
+            warn!("{} is no XDP link: {error}", path.display());
+            return false;
+        }
+    };
+    match program.attach_to_link(link) {
+        // The handle may go: the pin holds the link.
+        Ok(id) => program.take_link(id).is_ok(),
+        Err(error) => {
+            // The interface went and came back.
+            info!("the link {} is dead: {}", path.display(), chain(&error));
+            false
+        }
+    }
+}
+
+/// Links of this interface in another mode or of an earlier life of it.
+fn unpin_others(folder: &Path, link: &Link) -> anyhow::Result<()> {
+    let prefix = format!("{LINK_PREFIX}{}-", link.name);
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?.flatten() {
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(&prefix)).and_then(|rest| rest.split_once('-'));
+        if rest.is_some_and(|(index, _)| index.parse::<u32>().is_ok()) {
+            fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
+    match code {
+        Some(libc::EPERM | libc::EACCES) => error.context(
+            "loading the XDP program was refused: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        ),
+        Some(libc::ENOSYS) => error.context("this kernel was built without BPF, which layer 4 needs"),
+        Some(libc::ENOMEM) => error.context("no memory for the maps: lower l4.flows"),
+        _ => error.context("loading the XDP program"),
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
