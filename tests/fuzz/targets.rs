@@ -1,6 +1,6 @@
 //! Every decoder, its words and what must hold for whatever it lets through.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::{Context, bail};
 use hickory_proto::op::Message;
@@ -11,6 +11,12 @@ use tidegate_control::{
         desired::{Change, Desired, Pools},
         elb::{Elb, ElbSpec},
     },
+};
+use tidegate_ebpf::{
+    Hop, Verdict,
+    abi::{Address, LOCALS, Real, SECOND, ServiceKey, TCP, UDP},
+    balance,
+    host::{Frame, Memory},
 };
 
 /// A decoder of bytes that somebody else chose.
@@ -27,6 +33,7 @@ pub(crate) struct Target {
 pub(crate) const TARGETS: &[Target] = &[
     Target { name: "elb", about: "the body of PUT /v1/elbs/{name}, and the stored record", run: elb, words: JSON },
     Target { name: "config", about: "the configuration file", run: config, words: TOML },
+    Target { name: "packet", about: "a frame, through the whole packet core", run: packet, words: PACKET },
     Target { name: "dns", about: "a DNS message, as it comes in over UDP or TCP", run: dns, words: DNS },
 ];
 
@@ -102,6 +109,83 @@ const DNS: &[&[u8]] = &[
     b"\x00\xfc",
     b"\x00\x01\x00\x01",
 ];
+
+/// Headers' first words, protocols, flags that exclude one another, and the addresses that are served.
+const PACKET: &[&[u8]] = &[
+    b"\x08\x00",
+    b"\x86\xdd",
+    b"\x81\x00",
+    b"\x88\xa8",
+    b"\x45\x00",
+    b"\x4f\x00",
+    b"\x60\x00",
+    b"\x06",
+    b"\x11",
+    b"\x01",
+    b"\x2c",
+    b"\x50\x02",
+    b"\x50\x03",
+    b"\xf0\xff",
+    b"\x00\x50",
+    b"\x00\x35",
+    b"\x20\x00",
+    b"\x1f\xff",
+    b"\x0a\x4d\x64\x01",
+    b"\x0a\x4d\x65\x01",
+    b"\x0a\x4d\x02\x01",
+];
+
+/// One frame twice, then once more when its flow is known and old.
+fn packet(bytes: &[u8]) {
+    let tables = tables();
+    for age in [0, 1, 7_200] {
+        tables.0.borrow_mut().now += age * SECOND;
+        let mut frame = Frame::new(bytes, 2);
+        let verdict = balance(&mut frame, &tables);
+        let after = frame.bytes();
+        assert_eq!(after.len(), bytes.len(), "a frame keeps its length");
+        if matches!(verdict, Verdict::Pass | Verdict::Drop(_)) {
+            assert_eq!(after, bytes, "only what is sent on is changed: {verdict:?}");
+        }
+    }
+}
+
+/// One service for each family and protocol, with a real, a local address and a way to everybody.
+fn tables() -> Memory {
+    let tables = Memory::new();
+    let address = |text: &str| Address::from(text.parse::<IpAddr>().expect("a literal"));
+    let families = [
+        ("10.77.100.1", "10.77.2.1", "10.77.101.1", "10.77.0.10"),
+        ("fd77:0:100::1", "fd77:0:2::1", "fd77:0:101::1", "fd77::10"),
+    ];
+    for (at, (vip, real, local, client)) in families.into_iter().enumerate() {
+        for (protocol, port) in [(TCP, 80), (UDP, 53)] {
+            let id = 1 + 2 * at as u32 + u32::from(protocol == UDP);
+            let real = Real {
+                address: address(real),
+                service: id,
+                epoch: 1,
+                port: 8080,
+                weight: 1,
+                state: Real::ACTIVE,
+            };
+            tables.0.borrow_mut().reals.insert(id, real);
+            let key = ServiceKey { vip: address(vip), port, protocol, pad: 0 };
+            tables.serve(key, id, &[id], 64);
+        }
+        let state = &mut *tables.0.borrow_mut();
+        // IPv4 from 0, IPv6 from LOCALS.
+        state.locals.insert(at as u32 * LOCALS, address(local));
+        for to in [real, client] {
+            let hop = Hop { ifindex: 2, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
+            state.hops.insert(address(to), hop);
+        }
+    }
+    let mut state = tables.0.borrow_mut();
+    (state.settings.locals_v4, state.settings.locals_v6) = (1, 1);
+    drop(state);
+    tables
+}
 
 fn elb(bytes: &[u8]) {
     if let Some(spec) = json::<ElbSpec>(bytes) {
