@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod demo;
+mod house;
 mod lab;
+mod marathon;
 mod oracle;
 mod stories;

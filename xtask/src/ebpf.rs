@@ -21,7 +21,7 @@ const LLVM_FEATURE: &str = "llvm-22";
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Builds `target/ebpf/balancer.o` when it is older than what it is made from.
-pub fn build() -> anyhow::Result<()> {
+pub(crate) fn build() -> anyhow::Result<()> {
     let root = workspace()?;
     let object = root.join("target/ebpf/balancer.o");
     if let Some(built) = modified(&object)

@@ -1,0 +1,245 @@
+//! Every decoder, its words and what must hold for whatever it lets through.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use anyhow::{Context, bail};
+use hickory_proto::op::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use tidegate_control::{
+    config::Loaded,
+    model::{
+        desired::{Change, Desired, Pools},
+        elb::{Elb, ElbSpec},
+    },
+};
+use tidegate_ebpf::{
+    Hop, Verdict,
+    abi::{Address, LOCALS, Real, SECOND, ServiceKey, TCP, UDP},
+    balance,
+    host::{Frame, Memory},
+};
+
+/// A decoder of bytes that somebody else chose.
+pub(crate) struct Target {
+    /// Also its folder's name in `corpus/`.
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Panics when something does not hold.
+    pub(crate) run: fn(&[u8]),
+    /// What the format is made of: the mutator strews it in.
+    pub(crate) words: &'static [&'static [u8]],
+}
+
+pub(crate) const TARGETS: &[Target] = &[
+    Target { name: "elb", about: "the body of PUT /v1/elbs/{name}, and the stored record", run: elb, words: JSON },
+    Target { name: "config", about: "the configuration file", run: config, words: TOML },
+    Target { name: "packet", about: "a frame, through the whole packet core", run: packet, words: PACKET },
+    Target { name: "dns", about: "a DNS message, as it comes in over UDP or TCP", run: dns, words: DNS },
+];
+
+const JSON: &[&[u8]] = &[
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b":",
+    b",",
+    b"null",
+    b"true",
+    b"1e999",
+    b"-0",
+    b"\\u0000",
+    b"\\ud800",
+    b"\xff",
+    b"\"type\"",
+    b"\"layer4\"",
+    b"\"layer7\"",
+    b"\"vips\"",
+    b"\"::ffff:10.0.0.1\"",
+    b"\"app\"",
+    b"\"ports\"",
+    b"\"listen\"",
+    b"\"target\"",
+    b"\"rules\"",
+    b"\"host\"",
+    b"\"*.\"",
+    b"\"path\"",
+];
+
+const TOML: &[&[u8]] = &[
+    b"[",
+    b"]",
+    b"[[",
+    b"]]",
+    b"=",
+    b"\"\"\"",
+    b"'''",
+    b".",
+    b"\n",
+    b"#",
+    b"{",
+    b"}",
+    b"inf",
+    b"nan",
+    b"0x",
+    b"1_0",
+    b"1979-05-27T07:32:00Z",
+    b"\\uD800",
+    b"interfaces",
+    b"listen",
+    b"\"10.0.0.0/33\"",
+    b"\"::/0\"",
+];
+
+/// A pointer to the header, to itself and forward; the root; the types and classes that have rules of their own.
+const DNS: &[&[u8]] = &[
+    b"\xc0\x0c",
+    b"\xc0\x00",
+    b"\xff\xff",
+    b"\x00",
+    b"\x3f",
+    b"\x40",
+    b"\x00\x29",
+    b"\x00\xff",
+    b"\x00\x06",
+    b"\x00\x21",
+    b"\x00\xfa",
+    b"\x00\xfb",
+    b"\x00\xfc",
+    b"\x00\x01\x00\x01",
+];
+
+/// Headers' first words, protocols, flags that exclude one another, and the addresses that are served.
+const PACKET: &[&[u8]] = &[
+    b"\x08\x00",
+    b"\x86\xdd",
+    b"\x81\x00",
+    b"\x88\xa8",
+    b"\x45\x00",
+    b"\x4f\x00",
+    b"\x60\x00",
+    b"\x06",
+    b"\x11",
+    b"\x01",
+    b"\x2c",
+    b"\x50\x02",
+    b"\x50\x03",
+    b"\xf0\xff",
+    b"\x00\x50",
+    b"\x00\x35",
+    b"\x20\x00",
+    b"\x1f\xff",
+    b"\x0a\x4d\x64\x01",
+    b"\x0a\x4d\x65\x01",
+    b"\x0a\x4d\x02\x01",
+];
+
+/// One frame twice, then once more when its flow is known and old.
+fn packet(bytes: &[u8]) {
+    let tables = tables();
+    for age in [0, 1, 7_200] {
+        tables.0.borrow_mut().now += age * SECOND;
+        let mut frame = Frame::new(bytes, 2);
+        let verdict = balance(&mut frame, &tables);
+        let after = frame.bytes();
+        assert_eq!(after.len(), bytes.len(), "a frame keeps its length");
+        if matches!(verdict, Verdict::Pass | Verdict::Drop(_)) {
+            assert_eq!(after, bytes, "only what is sent on is changed: {verdict:?}");
+        }
+    }
+}
+
+/// One service for each family and protocol, with a real, a local address and a way to everybody.
+fn tables() -> Memory {
+    let tables = Memory::new();
+    let address = |text: &str| Address::from(text.parse::<IpAddr>().expect("a literal"));
+    let families = [
+        ("10.77.100.1", "10.77.2.1", "10.77.101.1", "10.77.0.10"),
+        ("fd77:0:100::1", "fd77:0:2::1", "fd77:0:101::1", "fd77::10"),
+    ];
+    for (at, (vip, real, local, client)) in families.into_iter().enumerate() {
+        for (protocol, port) in [(TCP, 80), (UDP, 53)] {
+            let id = 1 + 2 * at as u32 + u32::from(protocol == UDP);
+            let real = Real {
+                address: address(real),
+                service: id,
+                epoch: 1,
+                port: 8080,
+                weight: 1,
+                state: Real::ACTIVE,
+            };
+            tables.0.borrow_mut().reals.insert(id, real);
+            let key = ServiceKey { vip: address(vip), port, protocol, pad: 0 };
+            tables.serve(key, id, &[id], 64);
+        }
+        let state = &mut *tables.0.borrow_mut();
+        // IPv4 from 0, IPv6 from LOCALS.
+        state.locals.insert(at as u32 * LOCALS, address(local));
+        for to in [real, client] {
+            let hop = Hop { ifindex: 2, source_mac: [2, 0, 0, 0, 0, 1], destination_mac: [2, 0, 0, 0, 0, 2] };
+            state.hops.insert(address(to), hop);
+        }
+    }
+    let mut state = tables.0.borrow_mut();
+    (state.settings.locals_v4, state.settings.locals_v6) = (1, 1);
+    drop(state);
+    tables
+}
+
+fn elb(bytes: &[u8]) {
+    if let Some(spec) = json::<ElbSpec>(bytes) {
+        let pools = Pools { internal: vec![POOL.parse().expect("a literal")], external: Vec::new() };
+        let put = Change::Put { name: "fuzz".to_owned(), spec };
+        // Declarative: what was taken once is taken again, and changes nothing.
+        if let Ok((desired, _)) = Desired::default().apply(put.clone(), &pools, None, true) {
+            let (again, _) = desired.apply(put, &pools, None, true).expect("what was taken is taken again");
+            assert_eq!(again, desired);
+        }
+    }
+    json::<Elb>(bytes);
+}
+
+/// Small, so that it is also seen full.
+const POOL: &str = "10.77.100.0/30";
+
+fn config(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    match Loaded::parse(Path::new("fuzz.toml"), text.to_owned()) {
+        Ok(loaded) => drop(loaded.place_of("vips.internal")),
+        // The message points into the text, by line and by key.
+        Err(misfit) => assert!(misfit.line >= 1 && misfit.line <= text.split('\n').count(), "{misfit}"),
+    }
+}
+
+fn dns(bytes: &[u8]) {
+    if let Ok(message) = Message::from_vec(bytes) {
+        // What is parsed can be answered, and the answer can be read.
+        if let Ok(encoded) = message.to_vec() {
+            Message::from_vec(&encoded).expect("what was encoded can be decoded");
+        }
+    }
+}
+
+/// What is accepted is kept as it was meant: written and read again it is the same.
+fn json<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> Option<T> {
+    let value: T = serde_json::from_slice(bytes).ok()?;
+    let written = serde_json::to_vec(&value).expect("what was read can be written");
+    assert_eq!(serde_json::from_slice::<T>(&written).expect("what was written can be read"), value);
+    Some(value)
+}
+
+impl Target {
+    /// The good inputs, in the order of their names.
+    pub(crate) fn corpus(&self) -> anyhow::Result<Vec<Vec<u8>>> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(self.name);
+        let mut files: Vec<_> = fs::read_dir(&dir)
+            .and_then(|files| files.map(|file| file.map(|file| file.path())).collect())
+            .with_context(|| format!("listing {}", dir.display()))?;
+        files.sort();
+        if files.is_empty() {
+            bail!("{} is empty: mutants of nothing reach nothing", dir.display());
+        }
+        files.iter().map(|file| fs::read(file).with_context(|| format!("reading {}", file.display()))).collect()
+    }
+}
