@@ -399,3 +399,6 @@ impl Ids {
         self.free.extend(self.returned.drain(..));
     }
 }
+
+#[cfg(test)]
+mod tests;
