@@ -1,2 +1,1 @@
-mod ebpf;
-fn main() -> anyhow::Result<()> { ebpf::build() }
+fn main() {}
