@@ -11,6 +11,8 @@ use crate::model::app::{AppId, InstanceId, Version};
 const LOST: SignedDuration = SignedDuration::from_secs(60);
 /// How soon to ask again for what was not found out.
 const AGAIN: SignedDuration = SignedDuration::from_secs(10);
+/// How old a name's answer may grow.
+const RESOLVED: SignedDuration = SignedDuration::from_secs(60);
 /// How often to read the full list while something is wrong with the stream or the answers.
 const WORRIED: SignedDuration = SignedDuration::from_secs(5);
 /// How soon after a failed request to try again.
@@ -36,7 +38,8 @@ pub(super) struct Links {
     all: Option<Asked>,
     apps: BTreeMap<AppId, Asked>,
     definitions: BTreeMap<(AppId, Version), Timestamp>,
-    pub(super) lookups: BTreeMap<Arc<str>, Timestamp>,
+    /// The agents that are given by name, and when each was asked for last.
+    lookups: BTreeMap<Arc<str>, Timestamp>,
     /// `None`: to be asked again.
     pub(super) probes: BTreeMap<InstanceId, (AppId, Option<Timestamp>)>,
     next: Option<Timestamp>,
@@ -170,8 +173,9 @@ impl Turn<'_> {
     pub(super) fn may_publish(&self) -> bool {
         let links = &self.state.links;
         let waited = links.known_since.is_some_and(|since| self.now.duration_since(since) >= PATIENCE);
-        let complete = links.lookups.is_empty() && links.definitions.is_empty();
-        links.published || (links.desired_known && links.apps_known && (complete || waited))
+        let hosts = &self.state.observed.hosts;
+        let complete = || links.definitions.is_empty() && !links.lookups.keys().any(|host| hosts.lacks(host));
+        links.published || (links.desired_known && links.apps_known && (waited || complete()))
     }
 
     pub(super) fn tick(&mut self) {
@@ -200,6 +204,7 @@ impl Turn<'_> {
             }
             !again
         });
+        self.look_up_again();
         for app in lost {
             self.state.links.apps.remove(&app);
             self.fetch_app(&app);
@@ -210,6 +215,24 @@ impl Turn<'_> {
         if self.state.links.next.is_some_and(|next| next <= self.now) && self.state.links.all.is_none() {
             self.state.links.next = None;
             self.fetch_all();
+        }
+    }
+
+    /// Names that have no answer yet soon, the others when their answer is old; those that no app needs no more.
+    fn look_up_again(&mut self) {
+        let (now, hosts) = (self.now, &self.state.observed.hosts);
+        let due = |(host, at): (&Arc<str>, &Timestamp)| {
+            let patience = if hosts.lacks(host) { AGAIN } else { RESOLVED };
+            (now.duration_since(*at) >= patience).then(|| host.clone())
+        };
+        let due: Vec<Arc<str>> = self.state.links.lookups.iter().filter_map(due).collect();
+        for host in due {
+            self.state.links.lookups.remove(&host);
+            let apps = &self.state.observed.apps;
+            let on_it = |app: &AppId| apps.get(app).is_some_and(|app| app.instances.values().any(|i| i.host == host));
+            if self.state.index.apps_on(&host).iter().any(on_it) {
+                self.look_up(&host);
+            }
         }
     }
 }

@@ -208,7 +208,6 @@ impl<'a> Turn<'a> {
         if addresses.is_empty() {
             return; // the last answer stays
         }
-        self.state.links.lookups.remove(&host);
         let known = self.state.observed.hosts.0.get(&host);
         if known.is_some_and(|known| **known == *addresses) {
             return;

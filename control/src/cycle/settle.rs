@@ -76,7 +76,7 @@ impl Turn<'_> {
     /// Asks for what stands between the app's instances and their traffic.
     fn ask(&mut self, app: &App) {
         for instance in app.instances.values() {
-            if self.state.observed.hosts.lacks(&instance.host) {
+            if !instance.host.is_empty() && instance.host.parse::<std::net::IpAddr>().is_err() {
                 self.look_up(&instance.host);
             }
             if !app.definitions.contains_key(&instance.version)

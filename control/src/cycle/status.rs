@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::State;
@@ -16,14 +16,14 @@ use crate::model::{
 
 /// For each plane, the generation in which an ELB's part changed last: a plane that has applied it is up to date.
 /// 0: the plane has no part of it.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct Generations {
     pub l4: u64,
     pub l7: u64,
     pub dns: u64,
 }
 
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct ElbStatus {
     pub name: String,
     /// The ELB's DNS name.
@@ -38,7 +38,7 @@ pub struct ElbStatus {
 }
 
 /// One port of a layer-4 ELB, or one rule of a layer-7 one.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct PortStatus {
     /// `tcp 80`, or `shop.example.com/api`.
     pub listen: String,
@@ -54,7 +54,7 @@ pub struct PortStatus {
     pub instances: Vec<InstanceStatus>,
 }
 
-#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Eq, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct InstanceStatus {
     pub id: String,
     pub version: String,
@@ -63,7 +63,7 @@ pub struct InstanceStatus {
     #[schema(value_type = Vec<String>)]
     pub addresses: Vec<SocketAddr>,
     /// `serve`, `drain` or `hold`.
-    pub verdict: &'static str,
+    pub verdict: String,
     pub reason: String,
 }
 
@@ -178,7 +178,7 @@ fn explain_instance(
         version: instance.version.to_string(),
         host: instance.host.to_string(),
         addresses,
-        verdict,
+        verdict: verdict.to_owned(),
         reason,
     }
 }
