@@ -80,13 +80,14 @@ impl Turn<'_> {
         if self.state.links.disconnected {
             return;
         }
-        let total = self.state.observed.apps.len();
+        let comparable = |id: &AppId| !self.state.recent.outdates(id, asked_at);
+        let total = self.state.observed.apps.keys().filter(|id| comparable(id)).count();
         let gone: Vec<(AppId, bool)> = self
             .state
             .observed
             .apps
             .iter()
-            .filter(|(id, _)| !listed.contains(*id) && !self.state.recent.outdates(id, asked_at))
+            .filter(|(id, _)| !listed.contains(*id) && comparable(id))
             .map(|(id, app)| (id.clone(), lives(app)))
             .collect();
         let suspect = gone.len() * 2 > total;
@@ -121,6 +122,9 @@ impl Turn<'_> {
         let before = old.as_ref().map(|old| &old.instances);
         for (id, instance) in &merged.instances {
             let known = before.and_then(|before| before.get(id));
+            if count && known.is_none_or(|known| known.state != instance.state) && !self.state.recent.knows(id) {
+                self.state.unexplained.insert(id.clone(), self.now);
+            }
             // Whether it has just begun to run: then its event may still come, and is no sign of stopping.
             if instance.state == TaskState::Running && known.is_none_or(|known| known.state != TaskState::Running) {
                 let old_news =
@@ -128,9 +132,6 @@ impl Turn<'_> {
                 if !old_news && !self.first_look {
                     self.state.recent.runs(id, self.now);
                 }
-            }
-            if count && known.is_none_or(|known| known.state != instance.state) && !self.state.recent.knows(id) {
-                self.state.unexplained.insert(id.clone(), self.now);
             }
         }
         if count && let Some(before) = before {
