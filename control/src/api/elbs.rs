@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// An ELB: what was asked for, what it was given, and how far it is.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ElbBody {
     pub name: String,
     /// What was asked for, with every default filled in. Can be sent back by PUT as it is.
@@ -40,10 +40,10 @@ pub struct ElbBody {
     pub revision: u64,
     pub readiness: Readiness,
     /// What stands behind each port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<ElbStatus>,
     /// What the operator should know about this change; only after a PUT.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
