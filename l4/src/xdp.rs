@@ -57,7 +57,6 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         loader.map_pin_path(name, path);
     }
     let mut ebpf = loader.load(object).map_err(|error| explain(error.into()))?;
-    let maps = Maps::take(&mut ebpf)?;
     let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
     let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
     program.load().map_err(|error| explain(error.into()))?;
@@ -68,6 +67,8 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         info!(interface = link.name, mode, adopted, "the balancer is attached");
         attached.push(Attached { interface: link.name.clone(), mode });
     }
+    // Only now: a map that is taken is closed with its handle, and loading needs them all.
+    let maps = Maps::take(&mut ebpf)?;
     Ok((maps, attached))
 }
 
