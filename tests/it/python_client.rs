@@ -14,7 +14,9 @@ async fn the_python_client_finds_marathon() {
     let python = root.join("target/venv/bin/python");
     let has_client = std::process::Command::new(&python).args(["-c", "import marathon"]).stderr(Stdio::null()).status();
     if !has_client.is_ok_and(|status| status.success()) {
-        skip("target/venv with the PyPI package marathon is missing: python3 -m venv target/venv && target/venv/bin/pip install marathon");
+        skip(
+            "target/venv with the PyPI package marathon is missing: python3 -m venv target/venv && target/venv/bin/pip install marathon",
+        );
         return;
     }
     let standin = Standin::start(Config::local(2).unwrap()).unwrap();

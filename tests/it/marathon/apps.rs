@@ -53,7 +53,12 @@ async fn old_forms_of_definitions_are_shown_in_the_new_one() {
             "/container/portMappings/0/hostPort",
             json!(0),
         ),
-        ("/user", json!({"container": {"docker": {"image": "i", "network": "USER"}}}), "/networks/0/mode", json!("container")),
+        (
+            "/user",
+            json!({"container": {"docker": {"image": "i", "network": "USER"}}}),
+            "/networks/0/mode",
+            json!("container"),
+        ),
         (
             "/named",
             json!({"cmd": "x", "networks": [{"name": "n"}], "container": {"portMappings": [{"containerPort": 80}]}}),
@@ -65,7 +70,10 @@ async fn old_forms_of_definitions_are_shown_in_the_new_one() {
         assert_eq!(created.status, 201, "{}", created.text());
         let shown = created.json();
         if pointer.ends_with("servicePort") {
-            assert!(shown.pointer(pointer).and_then(Value::as_u64).is_some_and(|p| (10_000..20_000).contains(&p)), "{shown:#}");
+            assert!(
+                shown.pointer(pointer).and_then(Value::as_u64).is_some_and(|p| (10_000..20_000).contains(&p)),
+                "{shown:#}"
+            );
         } else {
             assert_eq!(shown.pointer(pointer), Some(&expect), "{shown:#}");
         }
@@ -75,7 +83,9 @@ async fn old_forms_of_definitions_are_shown_in_the_new_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lists_are_filtered_by_id_command_and_label() {
     let marathon = Marathon::start();
-    for (id, labels) in [("/sea/web", json!({"tier": "front"})), ("/sea/db", json!({"tier": "back", "x": "1"})), ("/other", json!({}))] {
+    for (id, labels) in
+        [("/sea/web", json!({"tier": "front"})), ("/sea/db", json!({"tier": "back", "x": "1"})), ("/other", json!({}))]
+    {
         marathon.run(merged(sleeper(id, 0), json!({"labels": labels}))).await;
     }
     for (query, expect) in [
@@ -181,7 +191,8 @@ async fn an_app_under_deployment_is_locked_and_force_cancels_it() {
 async fn a_deployment_can_be_rolled_back_or_just_ended() {
     let marathon = Marathon::start();
     marathon.run(sleeper("/a", 1)).await;
-    let never = json!({"labels": {"new": "yes"}, "readinessChecks": [{"portName": "default", "intervalSeconds": 0.05}]});
+    let never =
+        json!({"labels": {"new": "yes"}, "readinessChecks": [{"portName": "default", "intervalSeconds": 0.05}]});
     let id = marathon.ok("PUT /v2/apps/a", never.clone()).await["deploymentId"].as_str().unwrap().to_owned();
     let undone = marathon.ok(&format!("DELETE /v2/deployments/{id}"), json!({})).await;
     assert_ne!(undone["deploymentId"], json!(id));

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use tidegate_tests::marathon::{Event, Settings};
 
 use super::{
-    Marathon, client::{Events, eventually}, merged, send, sleeper,
+    Marathon,
+    client::{Events, eventually},
+    merged, send, sleeper,
 };
 
 /// Each event as one short word.
@@ -24,7 +26,11 @@ async fn frames_are_exact_to_the_byte() {
     let marathon = Marathon::start();
     let mut events = Events::open(&marathon.url, "").await;
     assert!(events.head.starts_with("HTTP/1.1 200 OK\r\n"), "{}", events.head);
-    assert!(events.head.to_lowercase().contains("content-type: text/event-stream;charset=utf-8\r\n"), "{}", events.head);
+    assert!(
+        events.head.to_lowercase().contains("content-type: text/event-stream;charset=utf-8\r\n"),
+        "{}",
+        events.head
+    );
     events.more().await;
     let frame = String::from_utf8(events.content.clone()).unwrap();
     let data = frame.strip_prefix("event: event_stream_attached\r\ndata: ").unwrap().strip_suffix("\r\n\r\n").unwrap();
@@ -56,7 +62,9 @@ async fn keep_alives_are_empty_lines() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_lets_only_its_types_through() {
     let marathon = Marathon::start();
-    let mut events = Events::open(&marathon.url, "?event_type=app_terminated_event&event_type=deployment_success&plan-format=light").await;
+    let mut events =
+        Events::open(&marathon.url, "?event_type=app_terminated_event&event_type=deployment_success&plan-format=light")
+            .await;
     eventually("attached", async || (marathon.standin.streams() == 1).then_some(())).await;
     marathon.run(sleeper("/a", 1)).await;
     marathon.standin.delete_app("/a").unwrap();
@@ -95,7 +103,8 @@ async fn the_life_of_a_task_is_told_in_order() {
 async fn without_the_feature_killing_is_not_announced() {
     let marathon = Marathon::with(1, Settings { task_killing: false, ..Settings::default() });
     marathon.run(sleeper("/a", 1)).await;
-    let mut events = Events::open(&marathon.url, "?event_type=status_update_event&event_type=event_stream_attached").await;
+    let mut events =
+        Events::open(&marathon.url, "?event_type=status_update_event&event_type=event_stream_attached").await;
     events.until_kind("event_stream_attached").await;
     marathon.standin.scale("/a", 0).unwrap();
     let death = events.until(|_, data| data["taskStatus"] == "TASK_KILLED").await;
@@ -107,12 +116,20 @@ async fn without_the_feature_killing_is_not_announced() {
 async fn a_deployment_tells_its_steps_and_only_some_calls_tell_of_themselves() {
     let marathon = Marathon::start();
     let types = [
-        "event_stream_attached", "api_post_event", "group_change_success", "deployment_info", "deployment_step_success",
-        "deployment_success", "app_terminated_event", "add_health_check_event", "remove_health_check_event",
+        "event_stream_attached",
+        "api_post_event",
+        "group_change_success",
+        "deployment_info",
+        "deployment_step_success",
+        "deployment_success",
+        "app_terminated_event",
+        "add_health_check_event",
+        "remove_health_check_event",
     ];
     let mut events = Events::open(&marathon.url, &format!("?event_type={}", types.join("&event_type="))).await;
     events.until_kind("event_stream_attached").await;
-    let check = json!({"healthChecks": [{"protocol": "COMMAND", "command": {"value": "true"}, "intervalSeconds": 0.05}]});
+    let check =
+        json!({"healthChecks": [{"protocol": "COMMAND", "command": {"value": "true"}, "intervalSeconds": 0.05}]});
     marathon.ok("POST /v2/apps", merged(sleeper("/g/a", 1), check)).await;
     let seen = events.until_kind("deployment_success").await;
     let mut expect = vec!["add_health_check_event", "group_change_success", "api_post_event"];

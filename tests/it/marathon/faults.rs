@@ -33,9 +33,9 @@ async fn said(marathon: &Marathon, faults: EventFaults, n: u64, expect: usize) -
 async fn events_are_lost_repeated_delayed_and_reordered() {
     let marathon = Marathon::start();
     let lose = EventFaults { lose: vec!["number".into()], ..EventFaults::default() };
-    assert_eq!(said(&marathon, lose, 5, 0).await, []);
+    assert!(said(&marathon, lose, 5, 0).await.is_empty());
     let all = EventFaults { lose: vec!["*".into()], ..EventFaults::default() };
-    assert_eq!(said(&marathon, all, 5, 0).await, []);
+    assert!(said(&marathon, all, 5, 0).await.is_empty());
     let repeat = EventFaults { repeat: 2, ..EventFaults::default() };
     assert_eq!(said(&marathon, repeat, 2, 6).await, [0, 0, 0, 1, 1, 1]);
     let delay = EventFaults { delay_ms: 200, ..EventFaults::default() };
@@ -64,7 +64,8 @@ async fn answers_are_empty_late_wrong_or_never_come() {
     assert_eq!(marathon.get("/stand-in/faults").await.json()["empty"], true);
 
     // A key at a time; null ends a fault.
-    let now = set(json!({"empty": null, "broken_apps": {"/a": {"instances": "three", "labels": 7, "tasks": null}}})).await;
+    let now =
+        set(json!({"empty": null, "broken_apps": {"/a": {"instances": "three", "labels": 7, "tasks": null}}})).await;
     assert_eq!(now["empty"], false);
     let app = marathon.get("/v2/apps?embed=apps.tasks").await.json()["apps"][0].clone();
     assert_eq!((&app["instances"], &app["labels"], &app["tasks"]), (&json!("three"), &json!(7), &json!(null)));
@@ -82,7 +83,8 @@ async fn answers_are_empty_late_wrong_or_never_come() {
     let reply = marathon.send("DELETE /stand-in/faults", json!({})).await;
     assert_eq!(reply.json(), serde_json::to_value(Faults::default()).unwrap());
 
-    for wrong in [json!({"emtpy": true}), json!({"do": [{"dance": {}}]}), json!({"do": [{"lose_task": {"id": "nix"}}]})] {
+    for wrong in [json!({"emtpy": true}), json!({"do": [{"dance": {}}]}), json!({"do": [{"lose_task": {"id": "nix"}}]})]
+    {
         let reply = marathon.send("POST /stand-in/faults", wrong.clone()).await;
         assert!((400..500).contains(&reply.status), "{wrong} is refused: {}", reply.text());
     }

@@ -16,14 +16,20 @@ async fn a_standby_redirects_the_stream_and_asks_the_leader_for_the_rest() {
     let urls = marathon.standin.urls();
     let (leader, standby) = (&urls[0], &urls[1]);
     let redirect = send(standby, "GET /v2/events?event_type=x", "Accept: text/event-stream\r\n", None).await;
-    assert_eq!((redirect.status, redirect.header("location")), (302, Some(&*format!("{leader}/v2/events?event_type=x"))));
+    assert_eq!(
+        (redirect.status, redirect.header("location")),
+        (302, Some(&*format!("{leader}/v2/events?event_type=x")))
+    );
 
     let direct = send(leader, "GET /v2/apps", "", None).await;
     let proxied = send(standby, "GET /v2/apps", "", None).await;
     assert_eq!(direct.json(), proxied.json());
     assert_eq!((direct.header("x-marathon-leader"), direct.header("x-marathon-via")), (Some(leader.as_str()), None));
     let via = format!("1.1 {}", standby.trim_start_matches("http://"));
-    assert_eq!((proxied.header("x-marathon-leader"), proxied.header("x-marathon-via")), (Some(leader.as_str()), Some(&*via)));
+    assert_eq!(
+        (proxied.header("x-marathon-leader"), proxied.header("x-marathon-via")),
+        (Some(leader.as_str()), Some(&*via))
+    );
     for url in &urls {
         assert_eq!(send(url, "GET /v2/leader", "", None).await.json()["leader"], leader.trim_start_matches("http://"));
         assert_eq!(send(url, "GET /ping", "", None).await.text().trim(), "pong");
@@ -65,7 +71,8 @@ async fn a_new_leader_closes_streams_until_it_is_ready_and_knows_no_health() {
     assert_eq!(results.status, 200);
     let results = results.json()["app"]["tasks"][0]["healthCheckResults"].clone();
     assert_eq!(results.as_array().unwrap().len(), 1, "Mesos' own result is there at once: {results}");
-    let mut events = Events::open(&urls[1], "?event_type=instance_health_changed_event&event_type=event_stream_attached").await;
+    let mut events =
+        Events::open(&urls[1], "?event_type=instance_health_changed_event&event_type=event_stream_attached").await;
     events.until_kind("event_stream_attached").await;
     marathon.standin.run(Command::FreezeAgent { host, frozen: false }).await.unwrap();
     let known = events.until_kind("instance_health_changed_event").await.pop().unwrap().1;

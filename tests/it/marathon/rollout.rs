@@ -81,7 +81,8 @@ async fn a_deployment_waits_until_new_tasks_are_ready() {
     ]});
     marathon.run(merged(demo("/web", 1, ""), ready)).await;
     let old = instances(&marathon, "/web");
-    let mut events = Events::open(&marathon.url, "?event_type=deployment_success&event_type=event_stream_attached").await;
+    let mut events =
+        Events::open(&marathon.url, "?event_type=deployment_success&event_type=event_stream_attached").await;
     events.until_kind("event_stream_attached").await;
     let slow = demo("/web", 1, "--ready-after 700");
     marathon.ok("PUT /v2/apps/web", json!({"cmd": slow["cmd"]})).await;

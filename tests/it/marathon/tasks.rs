@@ -17,8 +17,19 @@ async fn a_task_has_service_ports_only_in_the_list_of_all_tasks() {
     let task = app["tasks"][0].clone();
     let keys: Vec<&str> = task.as_object().unwrap().keys().map(String::as_str).collect();
     let expect = [
-        "appId", "host", "id", "ipAddresses", "localVolumes", "ports", "role", "servicePorts", "slaveId", "stagedAt",
-        "startedAt", "state", "version",
+        "appId",
+        "host",
+        "id",
+        "ipAddresses",
+        "localVolumes",
+        "ports",
+        "role",
+        "servicePorts",
+        "slaveId",
+        "stagedAt",
+        "startedAt",
+        "state",
+        "version",
     ];
     assert_eq!(keys, expect);
     assert_eq!(task["servicePorts"], json!([]));
@@ -111,9 +122,15 @@ async fn an_unhealthy_task_is_killed_after_enough_failures_and_replaced() {
     seen.retain(|(_, d)| d["taskStatus"] != "TASK_STAGING");
     let kinds: Vec<&str> = seen.iter().map(|(k, _)| k.as_str()).collect();
     let expect = [
-        "failed_health_check_event", "health_status_changed_event", "instance_health_changed_event",
-        "failed_health_check_event", "failed_health_check_event", "unhealthy_instance_kill_event", "status_update_event",
-        "instance_changed_event", "status_update_event",
+        "failed_health_check_event",
+        "health_status_changed_event",
+        "instance_health_changed_event",
+        "failed_health_check_event",
+        "failed_health_check_event",
+        "unhealthy_instance_kill_event",
+        "status_update_event",
+        "instance_changed_event",
+        "status_update_event",
     ];
     assert_eq!(kinds, expect, "one failure is enough not to be alive, three to be killed, and the goal stays");
     assert_eq!(seen[1].1["alive"], false);
@@ -128,10 +145,10 @@ async fn an_unhealthy_task_is_killed_after_enough_failures_and_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_within_the_grace_period_do_not_count() {
     let marathon = Marathon::start();
-    let check = |grace: f64| {
-        json!({"healthChecks": [{"protocol": "HTTP", "path": "/health", "intervalSeconds": 0.02, "gracePeriodSeconds": grace, "maxConsecutiveFailures": 2}]})
-    };
-    let mut events = Events::open(&marathon.url, "?event_type=failed_health_check_event&event_type=unhealthy_instance_kill_event").await;
+    let check = |grace: f64| json!({"healthChecks": [{"protocol": "HTTP", "path": "/health", "intervalSeconds": 0.02, "gracePeriodSeconds": grace, "maxConsecutiveFailures": 2}]});
+    let mut events =
+        Events::open(&marathon.url, "?event_type=failed_health_check_event&event_type=unhealthy_instance_kill_event")
+            .await;
     eventually("attached", async || (marathon.standin.streams() == 1).then_some(())).await;
     marathon.standin.put_app(merged(demo("/graced", 1, "--sick"), check(1000.0))).unwrap();
     marathon.standin.put_app(merged(demo("/judged", 1, "--sick"), check(0.0))).unwrap();
@@ -142,7 +159,8 @@ async fn failures_within_the_grace_period_do_not_count() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stubborn_task_gets_its_grace_period_and_is_then_killed() {
     let marathon = Marathon::start();
-    let app = json!({"id": "/a", "cmd": "trap '' TERM; while :; do sleep 0.05; done", "taskKillGracePeriodSeconds": 0.3});
+    let app =
+        json!({"id": "/a", "cmd": "trap '' TERM; while :; do sleep 0.05; done", "taskKillGracePeriodSeconds": 0.3});
     marathon.run(app).await;
     let pid = marathon.standin.tasks("/a")[0].pid.unwrap();
     let before = std::time::Instant::now();

@@ -130,7 +130,12 @@ impl Core {
     }
 
     /// Changes one instance and, if it was there, returns it as it is now.
-    pub(crate) fn change_instance(&self, app: &str, id: &str, change: impl FnOnce(&mut Instance)) -> Option<Arc<Instance>> {
+    pub(crate) fn change_instance(
+        &self,
+        app: &str,
+        id: &str,
+        change: impl FnOnce(&mut Instance),
+    ) -> Option<Arc<Instance>> {
         self.change(|world| {
             world.change(app, id, change)?;
             world.instance(app, id).cloned()

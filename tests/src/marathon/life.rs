@@ -395,7 +395,10 @@ fn environment(instance: &Instance, host: &str) -> BTreeMap<String, String> {
         let requested = if definition.network == Network::Host { port.service } else { port.container };
         set(format!("PORT_{requested}"), number.to_string());
         if let Some(name) = &port.name {
-            set(format!("PORT_{}", name.to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")), number.to_string());
+            set(
+                format!("PORT_{}", name.to_uppercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_")),
+                number.to_string(),
+            );
         }
     }
     if let Some(first) = all.first() {

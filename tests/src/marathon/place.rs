@@ -174,7 +174,12 @@ impl Spawned {
     }
 
     /// Runs a command health check where the task runs.
-    pub(crate) async fn check(&self, command: &str, env: &BTreeMap<String, String>, limit: Duration) -> Result<(), String> {
+    pub(crate) async fn check(
+        &self,
+        command: &str,
+        env: &BTreeMap<String, String>,
+        limit: Duration,
+    ) -> Result<(), String> {
         let status = match self {
             Spawned::Local { .. } => {
                 let mut shell = process::Command::new("/bin/sh");
