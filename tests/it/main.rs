@@ -6,4 +6,5 @@ mod house;
 mod lab;
 mod marathon;
 mod oracle;
+mod python_client;
 mod stories;
