@@ -12,10 +12,13 @@ use crate::cycle::StreamEvent;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Paths that were asked for, each with its login.
+type Log = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
 /// A server that answers each path with fixed bytes and remembers what it was asked, with the login.
 struct Server {
     address: SocketAddr,
-    asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    asked: Log,
 }
 
 impl Server {
@@ -41,11 +44,7 @@ impl Server {
     }
 }
 
-async fn serve(
-    mut socket: TcpStream,
-    log: Arc<Mutex<Vec<(String, Option<String>)>>>,
-    answer: Arc<impl Fn(&str) -> String>,
-) {
+async fn serve(mut socket: TcpStream, log: Log, answer: Arc<impl Fn(&str) -> String>) {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         match socket.read_u8().await {
