@@ -317,7 +317,8 @@ fn port_pair(text: &str) -> anyhow::Result<PortPair> {
         None => (ports, None),
         Some((listen, behind)) => (listen, Some(target(behind)?)),
     };
-    let listen = listen.parse().map_err(|_| anyhow!("{listen:?} is not a port from 1 to 65535: write it like 80:8080"))?;
+    let listen =
+        listen.parse().map_err(|_| anyhow!("{listen:?} is not a port from 1 to 65535: write it like 80:8080"))?;
     Ok(PortPair { listen, protocol, target: behind })
 }
 
@@ -333,9 +334,9 @@ fn target(text: &str) -> anyhow::Result<Target> {
 
 /// `shop.example.com/api=/shop/api:8080`, `/=/demo`.
 fn rule(text: &str) -> anyhow::Result<Rule> {
-    let (from, to) = text
-        .split_once('=')
-        .ok_or_else(|| anyhow!("a rule says which requests go to which job: write it like shop.example.com/=/shop/web"))?;
+    let (from, to) = text.split_once('=').ok_or_else(|| {
+        anyhow!("a rule says which requests go to which job: write it like shop.example.com/=/shop/web")
+    })?;
     let (host, path) = match from.find('/') {
         Some(at) => (&from[..at], &from[at..]),
         None => (from, "/"),
