@@ -158,7 +158,7 @@ fn an_app_whose_json_is_broken_harms_no_other() {
     for object in broken {
         let object = object.as_object().unwrap().clone();
         let faults = Faults { broken_apps: [("/bad".to_owned(), object.clone())].into(), ..Faults::default() };
-        cluster.marathon().set_faults(faults);
+        cluster.standin().set_faults(faults);
         // The others are still followed: one more instance of /demo is heard of.
         for instances in [2, 1] {
             cluster.scale("/demo", instances).unwrap();
@@ -176,7 +176,7 @@ fn an_app_whose_json_is_broken_harms_no_other() {
             .poll("the broken app is named", |appliance| Ok(appliance.status()?.to_string().contains("/bad")))
             .unwrap();
     }
-    cluster.marathon().set_faults(Faults::default());
+    cluster.standin().set_faults(Faults::default());
     appliance
         .poll("the complaint is over", |appliance| Ok(!appliance.status()?["alarms"].to_string().contains("/bad")))
         .unwrap();
