@@ -123,7 +123,7 @@ fn an_elb_that_cannot_be_is_refused_with_the_reason_and_nothing_is_kept() {
             json!({"type": "layer4", "app": "/demo", "ports": port, "vips": ["192.0.2.1"]}),
             vec!["192.0.2.1", "10.77.100.0/24"],
         ),
-        ("an unknown job", json!({"type": "layer4", "app": "/nope", "ports": port}), vec!["/nope", "/demo"]),
+        ("an unknown job", json!({"type": "layer4", "app": "/nope", "ports": port}), vec!["/nope", "create the app"]),
         (
             "a job's port that it does not have",
             json!({"type": "layer4", "app": "/demo", "ports": [{"listen": 80, "target": "smtp"}]}),
