@@ -158,17 +158,14 @@ impl Recent {
             && now.duration_since(*at) > KEPT
         {
             match self.order.pop_front() {
-                Some((at, Key::Instance(id))) => {
-                    if self.instances.get(&id).is_some_and(|seen| seen.at <= at) {
-                        self.instances.remove(&id);
-                    }
+                Some((at, Key::Instance(id))) if self.instances.get(&id).is_some_and(|seen| seen.at <= at) => {
+                    self.instances.remove(&id);
                 }
-                Some((at, Key::App(id))) => {
-                    if self.apps.get(&id).is_some_and(|seen| seen.at <= at) {
-                        self.apps.remove(&id);
-                    }
+                Some((at, Key::App(id))) if self.apps.get(&id).is_some_and(|seen| seen.at <= at) => {
+                    self.apps.remove(&id);
                 }
-                None => {}
+                // Seen again since: a later entry stands for it.
+                _ => {}
             }
         }
     }

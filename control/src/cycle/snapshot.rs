@@ -151,13 +151,13 @@ impl Turn<'_> {
         self.state.doubts.get(id).is_some_and(|since| self.now.duration_since(*since) >= patience)
     }
 
-    fn believe_or_doubt(&mut self, doubted: BTreeSet<AppId>) {
+    pub(super) fn believe_or_doubt(&mut self, doubted: BTreeSet<AppId>) {
         let before = std::mem::take(&mut self.state.doubts);
         let since = |id: &AppId| before.get(id).copied().unwrap_or(self.now);
         self.state.doubts = doubted.iter().map(|id| (id.clone(), since(id))).collect();
         let Some(oldest) = self.state.doubts.values().min().copied() else {
+            self.calm("empty-answer");
             if !before.is_empty() {
-                self.calm("empty-answer");
                 self.note(format!(
                     "{} apps are no longer in doubt: Marathon lists them, or has said long enough that they are empty",
                     before.len()

@@ -86,7 +86,7 @@ fn what_is_wrong_is_refused_with_what_to_do() {
         ("Web", web(), "is not an ELB's name"),
         ("-web", web(), "1 to 40 of a-z"),
         ("", web(), "1 to 40"),
-        (&"abcdefghijk".repeat(4), web(), "1 to 40"),
+        ("a-name-of-forty-one-letters-is-one-too-long", web(), "1 to 40"),
         ("web", ports(json!([])), r#"needs at least one port: add {"listen":80,"target":8080}"#),
         ("web", ports(json!([{"listen": 0}])), "port 0 cannot be served"),
         ("web", ports(json!([{"listen": 80, "target": 0}])), "port 0 cannot be served"),
@@ -146,7 +146,7 @@ fn an_unknown_job_is_refused_with_the_nearest_one() {
             instances: OrdMap::new(),
             deployments: Vec::new(),
         };
-        Observed { apps: ids.iter().map(|id| ((*id).into(), Arc::new(app(id)))).collect(), ..Observed::default() }
+        Observed { apps: ids.iter().map(|id| (AppId::from(*id), Arc::new(app(id)))).collect(), ..Observed::default() }
     };
     let apply = |observed: &Observed, allow: bool| {
         let change = Change::Put { name: "web".to_owned(), spec: spec(web()) };

@@ -11,6 +11,8 @@ mod config;
 mod event;
 mod read;
 mod sse;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
