@@ -16,9 +16,13 @@
 pub mod abi;
 pub mod balance;
 #[cfg(any(test, feature = "host"))]
+pub mod frames;
+#[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod nat;
 pub mod parse;
 pub mod select;
+#[cfg(test)]
+mod tests;
 
 pub use balance::{Hop, Packet, Tables, Verdict, balance};

@@ -28,7 +28,6 @@ use crate::{
 
 /// The object that `cargo xtask ebpf` built, or nothing.
 static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer.o"));
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const BPF_FS: &str = "/sys/fs/bpf";
 
 /// The XDP object that is embedded in this build.
@@ -57,7 +56,6 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         loader.map_pin_path(name, path);
     }
     let mut ebpf = loader.load(object).map_err(|error| explain(error.into()))?;
-    let maps = Maps::take(&mut ebpf)?;
     let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
     let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
     program.load().map_err(|error| explain(error.into()))?;
@@ -68,6 +66,8 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         info!(interface = link.name, mode, adopted, "the balancer is attached");
         attached.push(Attached { interface: link.name.clone(), mode });
     }
+    // Only now: a map that is taken is closed with its handle, and loading needs them all.
+    let maps = Maps::take(&mut ebpf)?;
     Ok((maps, attached))
 }
 
@@ -128,7 +128,7 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn on_bpf_fs(folder: &Path) -> bool {
-    nix::sys::statfs::statfs(folder).is_ok_and(|stat| stat.filesystem_type().0 as i64 == BPF_FS_MAGIC)
+    nix::sys::statfs::statfs(folder).is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
 /// `bpf_fib_lookup` answers only for interfaces that forward.

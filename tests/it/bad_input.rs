@@ -123,7 +123,7 @@ fn an_elb_that_cannot_be_is_refused_with_the_reason_and_nothing_is_kept() {
             json!({"type": "layer4", "app": "/demo", "ports": port, "vips": ["192.0.2.1"]}),
             vec!["192.0.2.1", "10.77.100.0/24"],
         ),
-        ("an unknown job", json!({"type": "layer4", "app": "/nope", "ports": port}), vec!["/nope", "/demo"]),
+        ("an unknown job", json!({"type": "layer4", "app": "/nope", "ports": port}), vec!["/nope", "create the app"]),
         (
             "a job's port that it does not have",
             json!({"type": "layer4", "app": "/demo", "ports": [{"listen": 80, "target": "smtp"}]}),
@@ -158,7 +158,7 @@ fn an_app_whose_json_is_broken_harms_no_other() {
     for object in broken {
         let object = object.as_object().unwrap().clone();
         let faults = Faults { broken_apps: [("/bad".to_owned(), object.clone())].into(), ..Faults::default() };
-        cluster.marathon().set_faults(faults);
+        cluster.standin().set_faults(faults);
         // The others are still followed: one more instance of /demo is heard of.
         for instances in [2, 1] {
             cluster.scale("/demo", instances).unwrap();
@@ -176,7 +176,7 @@ fn an_app_whose_json_is_broken_harms_no_other() {
             .poll("the broken app is named", |appliance| Ok(appliance.status()?.to_string().contains("/bad")))
             .unwrap();
     }
-    cluster.marathon().set_faults(Faults::default());
+    cluster.standin().set_faults(Faults::default());
     appliance
         .poll("the complaint is over", |appliance| Ok(!appliance.status()?["alarms"].to_string().contains("/bad")))
         .unwrap();

@@ -131,7 +131,8 @@ async fn the_demo_app_finishes_what_it_began_and_says_goodbye() {
 async fn ten_thousand_synthetic_apps_are_there_at_once_and_a_change_is_followed_to_the_wire() {
     use tidegate_tests::marathon::{SyntheticChange, SyntheticTask};
     let marathon = Marathon::start();
-    let task = |n: u32| SyntheticTask { host: "10.77.1.1".into(), ports: vec![31_000 + (n % 1000) as u16], addresses: vec![] };
+    let task =
+        |n: u32| SyntheticTask { host: "10.77.1.1".into(), ports: vec![31_000 + (n % 1000) as u16], addresses: vec![] };
     let apps = (0..10_000).map(|n| (json!({"id": format!("/bulk/app-{n}")}), (0..10).map(task).collect()));
     marathon.standin.add_synthetic(apps).unwrap();
     let all = marathon.get("/v2/apps?embed=apps.tasks").await.json();
@@ -184,10 +185,18 @@ async fn tasks_run_in_every_network_mode_of_the_lab() {
     ]});
     let modes = [
         ("/host", "", json!({})),
-        ("/bridge", "--port 8080", json!({"networks": [{"mode": "container/bridge"}],
-            "container": {"portMappings": [{"containerPort": 8080, "hostPort": 0}]}})),
-        ("/container", "--port 8080", json!({"networks": [{"mode": "container", "name": "flat"}],
-            "container": {"portMappings": [{"containerPort": 8080}]}})),
+        (
+            "/bridge",
+            "--port 8080",
+            json!({"networks": [{"mode": "container/bridge"}],
+            "container": {"portMappings": [{"containerPort": 8080, "hostPort": 0}]}}),
+        ),
+        (
+            "/container",
+            "--port 8080",
+            json!({"networks": [{"mode": "container", "name": "flat"}],
+            "container": {"portMappings": [{"containerPort": 8080}]}}),
+        ),
     ];
     for (id, arguments, more) in &modes {
         let mut app = merged(merged(demo(id, 2, arguments), check.clone()), more.clone());
@@ -202,7 +211,9 @@ async fn tasks_run_in_every_network_mode_of_the_lab() {
         for task in standin.tasks(id) {
             let address = standin.endpoint(&task).unwrap();
             match *id {
-                "/container" => assert!(task.ports.is_empty() && address.port() == 8080 && task.addresses.contains(&address.ip())),
+                "/container" => {
+                    assert!(task.ports.is_empty() && address.port() == 8080 && task.addresses.contains(&address.ip()))
+                }
                 _ => assert!(address.ip().to_string() == task.host() && address.port() == task.ports[0]),
             }
         }

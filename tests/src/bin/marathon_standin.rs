@@ -1,12 +1,13 @@
 //! The Marathon stand-in alone, on loopback: to poke it with curl or any Marathon client.
 //!
-//! Tasks run in host mode on 127.0.0.1. Ctrl-C ends it and them.
+//! Tasks run in host mode on 127.0.0.1. Ctrl-C or SIGTERM ends it and them.
 
 use std::net::TcpListener;
 
 use anyhow::Context;
 use clap::Parser;
 use tidegate_tests::marathon::{Config, Dialer, Place, Settings, Standin};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -44,11 +45,17 @@ async fn main() -> anyhow::Result<()> {
     let standin = Standin::start(Config { nodes, agents, dialer: Dialer::Local, settings })?;
     let url = standin.url();
     println!("Marathon's API is at {url}. Try:");
-    println!("  curl {url}/v2/apps -H 'Content-Type: application/json' -d '{{\"id\": \"/web\", \"cmd\": \"exec demo_app\", \"instances\": 3}}'");
+    println!(
+        "  curl {url}/v2/apps -H 'Content-Type: application/json' -d '{{\"id\": \"/web\", \"cmd\": \"exec demo_app\", \"instances\": 3}}'"
+    );
     println!("  curl {url}/v2/tasks");
     println!("  curl {url}/v2/events -H 'Accept: text/event-stream'");
     println!("  curl {url}/stand-in/faults -d '{{\"events\": {{\"lose\": [\"*\"]}}}}'");
-    tokio::signal::ctrl_c().await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+    }
     standin.stop().await;
     Ok(())
 }

@@ -13,8 +13,7 @@ use super::{
     core::Core,
     definition::Definition,
     error::ApiError,
-    events,
-    health,
+    events, health,
     instance::{Condition, Instance},
     json, life,
     world::{App, World},
@@ -87,14 +86,22 @@ impl Wish {
 }
 
 /// Takes a wish: changes the definitions now and starts a deployment, or refuses all of it.
-pub(crate) fn begin(core: &Arc<Core>, world: &mut World, wishes: Vec<Wish>, force: bool, group: &str) -> Result<Begun, ApiError> {
+pub(crate) fn begin(
+    core: &Arc<Core>,
+    world: &mut World,
+    wishes: Vec<Wish>,
+    force: bool,
+    group: &str,
+) -> Result<Begun, ApiError> {
     let locks = world.locks(wishes.iter().map(Wish::app));
     if !locks.is_empty() && !force {
         return Err(ApiError::Locked(locks));
     }
     let most = core.settings.max_running_deployments;
     if world.deployments.len() >= most {
-        return Err(ApiError::Forbidden(format!("Max number ({most}) of running deployments is achieved. Wait for existing deployments to complete or cancel one using force=true parameter.")));
+        return Err(ApiError::Forbidden(format!(
+            "Max number ({most}) of running deployments is achieved. Wait for existing deployments to complete or cancel one using force=true parameter."
+        )));
     }
     for id in &locks {
         cancel(core, world, id);
@@ -127,7 +134,7 @@ pub(crate) fn begin(core: &Arc<Core>, world: &mut World, wishes: Vec<Wish>, forc
     core.bus.publish(events::group_change_success(group, &version));
     let begun = Begun { id: deployment.id.clone(), version };
     world.deployments.push(deployment.clone());
-    core.tasks.spawn(carry_out(core.clone(), deployment));
+    core.spawn(carry_out(core.clone(), deployment));
     Ok(begun)
 }
 
@@ -307,7 +314,8 @@ async fn stop_app(core: &Arc<Core>, id: &str) {
 }
 
 async fn scale(core: &Arc<Core>, id: &str) {
-    let old: HashSet<Arc<str>> = core.read(|w| w.apps.get(id).map(|a| a.instances.keys().cloned().collect()).unwrap_or_default());
+    let old: HashSet<Arc<str>> =
+        core.read(|w| w.apps.get(id).map(|a| a.instances.keys().cloned().collect()).unwrap_or_default());
     let mut readiness = Readiness::default();
     until(core, |world| {
         let Some(app) = world.apps.get(id).filter(|a| !a.synthetic).cloned() else { return true };
@@ -330,7 +338,8 @@ async fn scale(core: &Arc<Core>, id: &str) {
 async fn restart(core: &Arc<Core>, id: &str) {
     let Some(app) = core.read(|world| world.apps.get(id).filter(|a| !a.synthetic).cloned()) else { return };
     let target = app.definition.clone();
-    let mut queue: Vec<Arc<Instance>> = app.counting().filter(|i| i.definition.version != target.version).cloned().collect();
+    let mut queue: Vec<Arc<Instance>> =
+        app.counting().filter(|i| i.definition.version != target.version).cloned().collect();
     queue.sort_by_key(|i| std::cmp::Reverse(i.staged_at));
     let (kill_now, most) = strategy(&target, app.counting().count());
     let old: HashSet<Arc<str>> = queue.iter().map(|i| i.id.clone()).collect();

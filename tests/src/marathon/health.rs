@@ -22,7 +22,12 @@ use super::{
 const MAX_ANSWER: u64 = 64 * 1024;
 
 /// Starts the health checks of a running instance; they end when the set is dropped.
-pub(crate) fn watch(core: &Arc<Core>, instance: &Arc<Instance>, task: &Arc<Spawned>, env: BTreeMap<String, String>) -> JoinSet<()> {
+pub(crate) fn watch(
+    core: &Arc<Core>,
+    instance: &Arc<Instance>,
+    task: &Arc<Spawned>,
+    env: BTreeMap<String, String>,
+) -> JoinSet<()> {
     let mut checks = JoinSet::new();
     for n in 0..instance.definition.health.len() {
         let (core, instance, task, env) = (core.clone(), instance.clone(), task.clone(), env.clone());
@@ -167,7 +172,8 @@ async fn connect(core: &Core, host: &str, port: u16) -> Result<tokio::net::TcpSt
     let ip: std::net::IpAddr = match host.parse() {
         Ok(ip) => ip,
         Err(_) => {
-            let mut found = tokio::net::lookup_host((host, port)).await.map_err(|e| format!("cannot resolve {host}: {e}"))?;
+            let mut found =
+                tokio::net::lookup_host((host, port)).await.map_err(|e| format!("cannot resolve {host}: {e}"))?;
             found.next().ok_or(format!("{host} has no address"))?.ip()
         }
     };
@@ -177,8 +183,9 @@ async fn connect(core: &Core, host: &str, port: u16) -> Result<tokio::net::TcpSt
 /// One HTTP request on a connection of its own.
 async fn get(core: &Core, host: &str, port: u16, path: &str) -> Result<Answer, String> {
     let mut stream = connect(core, host, port).await?;
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: marathon/1.11\r\nAccept: */*\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: marathon/1.11\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut bytes).await.map_err(|e| e.to_string())?;

@@ -159,9 +159,7 @@ impl Instance {
 
     /// Whether a deployment may count it as started.
     pub(crate) fn serves(&self) -> bool {
-        self.condition == Condition::Running
-            && !self.doomed
-            && (self.health.is_empty() || self.healthy() == Some(true))
+        self.condition == Condition::Running && !self.doomed && (self.health.is_empty() || self.healthy() == Some(true))
     }
 
     /// Where a port is reached from outside: the agent's host and its port, or the container's own.

@@ -134,10 +134,12 @@ struct Addresses<'a>(&'a [IpAddr]);
 
 impl Serialize for Addresses<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|address| Address {
-            ip_address: *address,
-            protocol: if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        }))
+        serializer.collect_seq(
+            self.0.iter().map(|address| Address {
+                ip_address: *address,
+                protocol: if address.is_ipv4() { "IPv4" } else { "IPv6" },
+            }),
+        )
     }
 }
 
@@ -189,8 +191,9 @@ pub(crate) fn deployment(d: &Deployment, app: &dyn Fn(&str) -> Option<Arc<App>>)
         .into_iter()
         .flatten()
         .map(|action| {
-            let results: Vec<Value> =
-                app(&action.app).map(|a| a.instances.values().flat_map(|i| readiness_results(i)).collect()).unwrap_or_default();
+            let results: Vec<Value> = app(&action.app)
+                .map(|a| a.instances.values().flat_map(|i| readiness_results(i)).collect())
+                .unwrap_or_default();
             json!({"action": action.kind.name(), "app": action.app, "readinessCheckResults": results})
         })
         .collect();

@@ -27,7 +27,13 @@ pub(crate) enum Role {
 impl Core {
     pub(crate) fn role(&self, node: usize) -> Role {
         match *self.leadership.borrow() {
-            Leadership { leader: Some(n), ready } if n == node => if ready { Role::Leader } else { Role::Warming },
+            Leadership { leader: Some(n), ready } if n == node => {
+                if ready {
+                    Role::Leader
+                } else {
+                    Role::Warming
+                }
+            }
             Leadership { leader: Some(n), .. } => Role::Standby(self.nodes[n].clone()),
             Leadership { leader: None, .. } => Role::Nobody,
         }
@@ -49,7 +55,12 @@ pub(crate) async fn fail_over(core: &Arc<Core>, how: FailOver) {
         for app in world.apps.values_mut().filter(|app| app.definition.health.iter().any(|h| !h.by_mesos)) {
             for instance in Arc::make_mut(app).instances.values_mut().map(Arc::make_mut) {
                 let checks = instance.definition.health.iter();
-                instance.health.iter_mut().zip(checks).filter(|(_, c)| !c.by_mesos).for_each(|(result, _)| *result = None);
+                instance
+                    .health
+                    .iter_mut()
+                    .zip(checks)
+                    .filter(|(_, c)| !c.by_mesos)
+                    .for_each(|(result, _)| *result = None);
             }
         }
     });

@@ -27,6 +27,7 @@ mod instance;
 mod json;
 mod leader;
 mod life;
+mod parse;
 mod place;
 mod serve;
 mod stream;
@@ -214,7 +215,9 @@ impl Standin {
         if timeout(limit, done).await.is_err() {
             let conditions: Vec<Condition> = self.tasks(id).iter().map(|i| i.condition).collect();
             let failure = self.core.read(|w| w.app(id).ok().and_then(|a| a.last_failure.clone()));
-            bail!("{id} is not deployed after {limit:?}: its tasks are {conditions:?}, the last failure was {failure:?}");
+            bail!(
+                "{id} is not deployed after {limit:?}: its tasks are {conditions:?}, the last failure was {failure:?}"
+            );
         }
         Ok(())
     }

@@ -140,7 +140,11 @@ impl AsyncWrite for Io {
         Poll::Ready(Ok(n))
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
         let before = Instant::now();
         let n = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc};
 
-use axum::{body::Body, response::{IntoResponse, Response}};
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, StatusCode, header};
@@ -18,7 +21,12 @@ use super::{
 const COALESCE: usize = 16;
 
 /// Answers a request for the stream.
-pub(crate) fn attach(core: &Arc<Core>, headers: &HeaderMap, types: BTreeSet<String>, connection: &Connection) -> Response {
+pub(crate) fn attach(
+    core: &Arc<Core>,
+    headers: &HeaderMap,
+    types: BTreeSet<String>,
+    connection: &Connection,
+) -> Response {
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|a| a.to_str().ok());
     if !accepts.into_iter().any(|a| a.contains("text/event-stream")) {
         return not_allowed();
@@ -98,9 +106,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.bus.unsubscribe(self.subscription.id);
-        // Outside a runtime there is nobody left to tell.
-        if tokio::runtime::Handle::try_current().is_ok() {
-            self.bus.publish(events::detached(&self.remote));
-        }
+        self.bus.publish(events::detached(&self.remote));
     }
 }

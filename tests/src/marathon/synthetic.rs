@@ -105,7 +105,8 @@ impl Standin {
                 SyntheticChange::Start(task) => {
                     let instance = Arc::new(running(&core.agents, &state.definition, task));
                     state.instances.insert(instance.id.clone(), instance.clone());
-                    let definition = Definition { instances: state.counting().count() as u32, ..(*state.definition).clone() };
+                    let definition =
+                        Definition { instances: state.counting().count() as u32, ..(*state.definition).clone() };
                     state.definition = Arc::new(definition);
                     let said = vec![events::status_update(&instance, ""), events::instance_changed(&instance)];
                     (instance, said)
@@ -123,7 +124,8 @@ impl Standin {
                 SyntheticChange::Killed(id) => {
                     let instance = edit(state, &id, |i| (i.doomed, i.condition) = (true, Condition::Killed))?;
                     state.instances.remove(&instance.id);
-                    let definition = Definition { instances: state.counting().count() as u32, ..(*state.definition).clone() };
+                    let definition =
+                        Definition { instances: state.counting().count() as u32, ..(*state.definition).clone() };
                     state.definition = Arc::new(definition);
                     let said = vec![events::status_update(&instance, ""), events::instance_changed(&instance)];
                     (instance, said)
@@ -140,8 +142,10 @@ impl Standin {
                             last_failure_cause: None,
                         }));
                     })?;
-                    let said =
-                        vec![events::instance_health_changed(&instance), events::health_status_changed(&instance, alive)];
+                    let said = vec![
+                        events::instance_health_changed(&instance),
+                        events::health_status_changed(&instance, alive),
+                    ];
                     (instance, said)
                 }
             };
@@ -169,7 +173,8 @@ fn running(agents: &[super::core::Agent], definition: &Arc<Definition>, task: Sy
     let mut instance = Instance::new(definition.clone(), None);
     let known = agents.iter().find(|a| *a.host == *task.host).map(|a| a.id.clone());
     instance.condition = Condition::Running;
-    instance.agent = Some((task.host.as_str().into(), known.unwrap_or_else(|| format!("synthetic-{}-S0", task.host).into())));
+    instance.agent =
+        Some((task.host.as_str().into(), known.unwrap_or_else(|| format!("synthetic-{}-S0", task.host).into())));
     instance.ports = task.ports;
     instance.addresses = task.addresses;
     instance.started_at = Some(instance.staged_at);

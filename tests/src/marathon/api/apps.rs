@@ -100,7 +100,8 @@ fn matches(call: &Call, app: &App) -> bool {
 /// One term: `key`, `key==value`, `key=value`, `key!=value`, `key in (a, b)` and `key notin (a, b)` (no commas here).
 fn selects(term: &str, definition: &Definition) -> bool {
     let label = |key: &str| definition.labels().find(|(k, _)| *k == key.trim()).map(|(_, v)| v);
-    let set = |text: &str| text.trim().trim_matches(['(', ')']).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let set =
+        |text: &str| text.trim().trim_matches(['(', ')']).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     if let Some((key, value)) = term.split_once("!=") {
         label(key).is_some_and(|v| v != value.trim())
     } else if let Some((key, value)) = term.split_once("==").or_else(|| term.split_once('=')) {
@@ -129,7 +130,9 @@ fn show(call: &Call, id: &str) -> Answer {
     };
     if id == "/*" || id.ends_with("/*") {
         let group = absolute(id.trim_end_matches('*'));
-        return ok(&json!({"*": call.core.read(|w| w.apps_below(&group).map(|(_, a)| view(w, a)).collect::<Vec<_>>())}));
+        return ok(
+            &json!({"*": call.core.read(|w| w.apps_below(&group).map(|(_, a)| view(w, a)).collect::<Vec<_>>())}),
+        );
     }
     let app = call.core.read(|world| Ok::<_, ApiError>(view(world, world.app(id)?)))?;
     ok(&json!({"app": app}))
@@ -175,7 +178,9 @@ fn updated(world: &World, id: &str, put: &Object, partial: bool) -> Result<Objec
     let Ok(app) = world.app(id) else { return Ok(put.clone()) };
     if let Some(version) = put.get("version").and_then(Value::as_str) {
         let old = app.versions.get(version);
-        return old.map(|d| d.as_put()).ok_or(ApiError::NotFound(format!("App '{id}' does not exist in version {version}")));
+        return old
+            .map(|d| d.as_put())
+            .ok_or(ApiError::NotFound(format!("App '{id}' does not exist in version {version}")));
     }
     let mut whole = if partial { app.definition.as_put() } else { Object::new() };
     // A client that asks for another network has no use for the ports of the old one.

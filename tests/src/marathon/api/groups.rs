@@ -23,7 +23,9 @@ pub(super) fn route(call: &Call, path: &[&str]) -> Answer {
         }
         ("GET", [group @ .., "apps"]) => {
             let group = id(group);
-            ok(&call.core.read(|w| w.apps_below(&group).map(|(_, a)| json::definition(&a.definition)).collect::<Vec<_>>()))
+            ok(&call
+                .core
+                .read(|w| w.apps_below(&group).map(|(_, a)| json::definition(&a.definition)).collect::<Vec<_>>()))
         }
         ("GET", group) => {
             exists(call, &id(group))?;
@@ -44,7 +46,9 @@ pub(super) fn route(call: &Call, path: &[&str]) -> Answer {
             let whole = resolve(&id(group), name);
             let taken = call.core.read(|w| w.app(&whole).is_ok() || w.group_exists(&whole) && whole != "/");
             if taken {
-                return Err(ApiError::Conflict(format!("Group {whole} is already created. Use PUT to change this group.")));
+                return Err(ApiError::Conflict(format!(
+                    "Group {whole} is already created. Use PUT to change this group."
+                )));
             }
             put_group(call, &whole, &put, StatusCode::CREATED)
         }

@@ -19,7 +19,9 @@ use crate::marathon::{
 
 pub(super) fn route(call: &Call, path: &[&str]) -> Answer {
     match (call.method.as_str(), path) {
-        ("GET" | "HEAD", ["ping"]) => Ok(([(header::CONTENT_TYPE, "text/plain;charset=utf-8")], "pong\n").into_response()),
+        ("GET" | "HEAD", ["ping"]) => {
+            Ok(([(header::CONTENT_TYPE, "text/plain;charset=utf-8")], "pong\n").into_response())
+        }
         ("GET", ["metrics"]) => ok(&metrics(call)),
         ("GET", ["v2", "info"]) => ok(&info(call)),
         ("GET", ["v2", "leader"]) => match call.core.leader() {

@@ -89,7 +89,11 @@ impl Call {
     }
 }
 
-async fn front(State(face): State<Face>, ConnectInfo(connection): ConnectInfo<Connection>, request: Request) -> Response {
+async fn front(
+    State(face): State<Face>,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    request: Request,
+) -> Response {
     let Face { core, node } = face;
     let path = request.uri().path().to_owned();
     if path == "/stand-in/faults" {
@@ -242,7 +246,9 @@ mod tests {
 
     #[test]
     fn base64_pads_as_the_rfc_says() {
-        for (plain, encoded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("user:päss", "dXNlcjpww6Rzcw==")] {
+        for (plain, encoded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("user:päss", "dXNlcjpww6Rzcw==")]
+        {
             assert_eq!(base64(plain.as_bytes()), encoded);
         }
     }

@@ -77,7 +77,8 @@ pub(super) fn of_app(call: &Call, app: &str) -> Answer {
     })?;
     match call.method.as_str() {
         "GET" => {
-            let views: Vec<TaskView> = tasks.iter().map(|instance| TaskView { instance, service_ports: true }).collect();
+            let views: Vec<TaskView> =
+                tasks.iter().map(|instance| TaskView { instance, service_ports: true }).collect();
             ok(&BTreeMap::from([("tasks", views)]))
         }
         "DELETE" => {
