@@ -235,7 +235,7 @@ fn wait_for_apps(appliance: &Appliance, size: usize) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let status = appliance.status()?;
-        let instances = status["marathon"]["instances"].as_u64().unwrap_or(0);
+        let instances = status["instances"].as_u64().unwrap_or(0);
         if instances >= ((size - 1) * INSTANCES) as u64 + 2 {
             return Ok(());
         }

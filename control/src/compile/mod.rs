@@ -56,11 +56,13 @@ impl Compiled {
     }
 }
 
-/// The instances that have traffic, and whether each may get more.
+/// The instances that have traffic, and whether each may get more. Those that Marathon is stopping get more only while
+/// there is nobody else: until they are killed they answer, and refusing the client would be worse.
 fn in_traffic(app: &App) -> impl Iterator<Item = (&Instance, bool)> {
-    app.instances.values().filter_map(|instance| match verdict(app, instance) {
+    let nobody_else = !app.instances.values().any(|instance| verdict(app, instance) == Verdict::Serve);
+    app.instances.values().filter_map(move |instance| match verdict(app, instance) {
         Verdict::Serve => Some((&**instance, true)),
-        Verdict::Drain(_) => Some((&**instance, false)),
+        Verdict::Drain(reason) => Some((&**instance, nobody_else && reason.still_answers())),
         Verdict::Hold(_) => None,
     })
 }

@@ -43,6 +43,8 @@ pub(super) struct Links {
     /// `None`: to be asked again.
     pub(super) probes: BTreeMap<InstanceId, (AppId, Option<Timestamp>)>,
     next: Option<Timestamp>,
+    /// Apps with instances that a readiness check keeps out, and when each was asked for last: readiness has no event.
+    pub(super) unready: BTreeMap<AppId, Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -206,6 +208,13 @@ impl Turn<'_> {
             !again
         });
         self.look_up_again();
+        let mut unready: Vec<(Timestamp, AppId)> =
+            self.state.links.unready.iter().map(|(app, &asked)| (asked, app.clone())).collect();
+        unready.sort_unstable();
+        for (_, app) in unready.into_iter().take(MANY / 2) {
+            self.fetch_app(&app);
+            self.state.links.unready.insert(app, now);
+        }
         for app in lost {
             self.state.links.apps.remove(&app);
             self.fetch_app(&app);

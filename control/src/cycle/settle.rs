@@ -6,7 +6,7 @@ use super::{Effect, Turn};
 use crate::{
     compile::{Planes, Writer, dns},
     model::{
-        app::{App, AppId, InstanceId, TaskState},
+        app::{App, AppId, Instance, InstanceId, TaskState},
         elb::ElbName,
         ports::{self, Place},
         traffic::{Reason, Verdict, verdict},
@@ -25,7 +25,10 @@ impl Turn<'_> {
                     self.state.index.add_agents(app);
                     self.ask(app);
                 }
-                None => self.state.index.remove_app(&id),
+                None => {
+                    self.state.index.remove_app(&id);
+                    self.state.links.unready.remove(&id);
+                }
             }
             if changed || admitted {
                 self.effects.push(Effect::Remember { id: id.clone(), app });
@@ -75,6 +78,14 @@ impl Turn<'_> {
 
     /// Asks for what stands between the app's instances and their traffic.
     fn ask(&mut self, app: &App) {
+        let unready = |instance: &Arc<Instance>| {
+            matches!(verdict(app, instance), Verdict::Hold(reason) | Verdict::Drain(reason) if reason.is_readiness())
+        };
+        if app.instances.values().any(unready) {
+            self.state.links.unready.entry(app.id.clone()).or_insert(self.now);
+        } else {
+            self.state.links.unready.remove(&app.id);
+        }
         for instance in app.instances.values() {
             if !instance.host.is_empty() && instance.host.parse::<std::net::IpAddr>().is_err() {
                 self.look_up(&instance.host);

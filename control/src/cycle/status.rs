@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::State;
 use crate::model::{
-    app::{App, AppId, Definition, Instance},
+    app::{App, AppId, Instance},
     elb::{ElbSpec, Target, Transport},
     observed::Family,
     ports,
@@ -131,7 +131,7 @@ fn explain_port(
         None => Some(format!("Marathon has no app {id}: create it, or correct the ELB")),
         Some(app) => match app.newest() {
             Some(definition) if ports::place(definition, target, transport).is_none() => {
-                Some(no_port(id, definition, target))
+                Some(ports::no_port(id, definition, target))
             }
             _ if app.wanted == 0 => Some(format!("the app {id} is scaled to 0: scale it up")),
             _ if serving == 0 => Some(format!("no instance of {id} serves; each says why")),
@@ -161,7 +161,7 @@ fn explain_instance(
     };
     let (verdict, reason) = match (judged, place) {
         (Verdict::Serve | Verdict::Drain(_), Some((definition, None))) => {
-            ("hold", no_port(&app.id, definition, target))
+            ("hold", ports::no_port(&app.id, definition, target))
         }
         (Verdict::Serve | Verdict::Drain(_), _) if addresses.is_empty() && hosts.lacks(&instance.host) => {
             ("hold", format!("waiting for the address of its agent {}", instance.host))
@@ -180,21 +180,5 @@ fn explain_instance(
         addresses,
         verdict: verdict.to_owned(),
         reason,
-    }
-}
-
-fn no_port(app: &AppId, definition: &Definition, target: Option<&Target>) -> String {
-    let known: Vec<String> = definition
-        .ports
-        .iter()
-        .map(|port| match &port.name {
-            Some(name) => format!("{} ({name})", port.container),
-            None => port.container.to_string(),
-        })
-        .collect();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    match target {
-        Some(target) => format!("the app {app} has no port {target}: it has {known}; correct the ELB's target"),
-        None => format!("the app {app} defines no port: give the ELB a target, or the app a port mapping"),
     }
 }

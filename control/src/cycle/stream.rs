@@ -109,6 +109,10 @@ impl Turn<'_> {
                 instance.state = TaskState::Killing;
             }
         });
+        // An old instance goes because a new one has become ready, most likely.
+        if self.state.links.unready.contains_key(app) {
+            self.fetch_app(app);
+        }
     }
 
     fn ends(&mut self, app: &AppId, instance: &InstanceId) {

@@ -9,6 +9,7 @@ use super::{
     desired::{Change, Desired, Outcome, Pools, Refused},
     elb::{Elb, ElbName, ElbSpec, Layer4, Layer7, Rule, Scope, Target},
     observed::Observed,
+    ports,
 };
 
 impl Desired {
@@ -25,7 +26,9 @@ impl Desired {
             Change::Put { name, spec } => {
                 check_name(&name)?;
                 let spec = checked(spec)?;
-                if let Some(observed) = observed.filter(|_| !allow_missing) {
+                // What is wanted already may be wanted again, whatever became of its job.
+                let new = self.elbs.get(&name).is_none_or(|old| old.spec != spec);
+                if let Some(observed) = observed.filter(|_| new && !allow_missing) {
                     check_jobs(&spec, observed)?;
                 }
                 match self.elbs.get(&name) {
@@ -271,6 +274,13 @@ fn check_jobs(spec: &ElbSpec, observed: &Observed) -> Result<(), Refused> {
     for app in spec.apps() {
         if !observed.apps.contains_key(&app) {
             return Err(Refused::UnknownJob { hint: hint(&app, observed), app });
+        }
+    }
+    for (app, target, transport) in spec.targets() {
+        if let Some(definition) = observed.apps.get(app).and_then(|app| app.newest())
+            && ports::place(definition, target, transport).is_none()
+        {
+            return Err(Refused::NoSuchPort(ports::no_port(app, definition, target)));
         }
     }
     Ok(())

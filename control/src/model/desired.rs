@@ -84,6 +84,8 @@ pub enum Refused {
     Path { path: String },
     #[error("{app:?} is not a job: write a Marathon app id, starting with /, such as /shop/web")]
     AppId { app: AppId },
+    #[error("{0}")]
+    NoSuchPort(String),
     #[error("Marathon has no app {app} ({hint}): correct the id, create the app first, or allow it to be missing")]
     UnknownJob { app: AppId, hint: String },
     #[error("the VIP {vip} is not in the {scope} pools ({}): choose a usable address of these, or leave \"vips\" out", list(.pools))]

@@ -167,6 +167,18 @@ impl ElbSpec {
         }
     }
 
+    /// Every job's port that the ELB sends traffic to.
+    pub fn targets(&self) -> Vec<(&AppId, Option<&Target>, Transport)> {
+        match self {
+            Self::Layer4(spec) => {
+                spec.ports.iter().map(|pair| (&spec.app, pair.target.as_ref(), pair.protocol)).collect()
+            }
+            Self::Layer7(spec) => {
+                spec.rules.iter().map(|rule| (&rule.app, rule.target.as_ref(), Transport::Tcp)).collect()
+            }
+        }
+    }
+
     /// Every job that the ELB sends traffic to, each once, sorted.
     pub fn apps(&self) -> Vec<AppId> {
         let mut apps: Vec<AppId> = match self {

@@ -41,6 +41,23 @@ pub fn place(definition: &Definition, target: Option<&Target>, transport: Transp
     }
 }
 
+/// What to say when [`place`] finds nothing.
+pub fn no_port(app: &str, definition: &Definition, target: Option<&Target>) -> String {
+    let known: Vec<String> = definition
+        .ports
+        .iter()
+        .map(|port| match &port.name {
+            Some(name) => format!("{} ({name})", port.container),
+            None => port.container.to_string(),
+        })
+        .collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    match target {
+        Some(target) => format!("the app {app} has no port {target}: it has {known}; correct the ELB's target"),
+        None => format!("the app {app} defines no port: give the ELB a target, or the app a port mapping"),
+    }
+}
+
 /// Where the definition's port `index` of this instance is, as Marathon computes it: the agent's address and host port
 /// if the port is mapped to one, else the container's own address and port. Host ports are listed without gaps for the
 /// ports that have one, so they are counted, not indexed. `None`: not reachable (no address of this family yet ...).

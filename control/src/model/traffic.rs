@@ -36,6 +36,18 @@ pub enum Reason {
     NoDefinition,
 }
 
+impl Reason {
+    /// It was well until Marathon decided to stop it.
+    pub fn still_answers(self) -> bool {
+        matches!(self, Self::Killing | Self::Stopping(StopSign::GoalChanged | StopSign::Killing))
+    }
+
+    /// Only Marathon knows when this is over, and no event tells.
+    pub fn is_readiness(self) -> bool {
+        matches!(self, Self::NotReady | Self::FirstReadinessCheck)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
