@@ -12,8 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use check::{Finding, Machine, check};
 pub(crate) use check::base_url;
+pub use check::{Finding, Machine, check};
 pub use place::Misfit;
 
 use crate::{io::marathon::MarathonConfig, model::desired::Pools};
@@ -54,7 +54,9 @@ pub struct Store {
 }
 
 /// What a machine does.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, clap::ValueEnum, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, clap::ValueEnum, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     L4,
@@ -132,7 +134,9 @@ impl Loaded {
 fn merge(file: toml::Table) -> Config {
     let mut whole: toml::Table = DEFAULT.parse().expect("default.toml is read by a test");
     overlay(&mut whole, file);
-    whole.try_into().expect("the defaults and the file were each read alone, and a key is in one of them as it was there")
+    whole
+        .try_into()
+        .expect("the defaults and the file were each read alone, and a key is in one of them as it was there")
 }
 
 fn overlay(below: &mut toml::Table, above: toml::Table) {

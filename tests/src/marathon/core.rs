@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -34,6 +34,8 @@ pub(crate) struct Core {
     pub stop: CancellationToken,
     /// Lives and deployments.
     pub tasks: TaskTracker,
+    /// Library calls may come from threads outside of it.
+    pub runtime: Handle,
     pub sandbox: tempfile::TempDir,
     pub endpoints: OnceLock<Vec<Arc<Node>>>,
     /// Instances that were lost on command, for their return.
@@ -94,7 +96,7 @@ impl Core {
         Ok(Arc::new(Core {
             world: Mutex::new(World::new(agents.len())),
             changed: watch::Sender::new(0),
-            bus: Bus::new(settings.outstanding_events),
+            bus: Bus::new(settings.outstanding_events, Handle::current()),
             faults: Mutex::default(),
             leadership: watch::Sender::new(Leadership { leader: Some(0), ready: true }),
             nodes,
@@ -103,6 +105,7 @@ impl Core {
             settings,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: Handle::current(),
             sandbox: tempfile::Builder::new().prefix("marathon-stand-in-").tempdir()?,
             endpoints: OnceLock::new(),
             lost: Mutex::default(),
@@ -140,6 +143,11 @@ impl Core {
             world.change(app, id, change)?;
             world.instance(app, id).cloned()
         })
+    }
+
+    /// Runs until it is done or the stand-in stops.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.runtime);
     }
 
     pub(crate) fn faults(&self) -> Faults {

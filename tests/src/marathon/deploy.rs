@@ -134,7 +134,7 @@ pub(crate) fn begin(
     core.bus.publish(events::group_change_success(group, &version));
     let begun = Begun { id: deployment.id.clone(), version };
     world.deployments.push(deployment.clone());
-    core.tasks.spawn(carry_out(core.clone(), deployment));
+    core.spawn(carry_out(core.clone(), deployment));
     Ok(begun)
 }
 

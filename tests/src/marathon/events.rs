@@ -12,7 +12,10 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -61,6 +64,7 @@ pub(crate) struct Subscription {
 pub(crate) struct Bus {
     inner: Mutex<Inner>,
     outstanding: usize,
+    runtime: Handle,
 }
 
 #[derive(Debug, Default)]
@@ -84,8 +88,8 @@ impl Receipt {
 }
 
 impl Bus {
-    pub(crate) fn new(outstanding: usize) -> Arc<Self> {
-        Arc::new(Bus { inner: Mutex::default(), outstanding })
+    pub(crate) fn new(outstanding: usize, runtime: Handle) -> Arc<Self> {
+        Arc::new(Bus { inner: Mutex::default(), outstanding, runtime })
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -152,7 +156,7 @@ impl Bus {
                 continue;
             }
             let (bus, kind, frame) = (self.clone(), event.kind.clone(), frame.clone());
-            tokio::spawn(async move {
+            self.runtime.spawn(async move {
                 tokio::time::sleep(Duration::from_millis(wait)).await;
                 bus.inner().deliver(&kind, &frame);
             });

@@ -37,7 +37,7 @@ pub(crate) fn launch(core: &Arc<Core>, world: &mut World, definition: &Arc<Defin
         core.bus.publish(events::instance_changed(&instance));
         let Some(app) = world.app_mut(&definition.id) else { return };
         app.instances.insert(instance.id.clone(), instance.clone());
-        core.tasks.spawn(live(core.clone(), instance, inbox));
+        core.spawn(live(core.clone(), instance, inbox));
     }
 }
 
@@ -279,7 +279,7 @@ impl Life {
         self.become_(Condition::Unreachable, "", |_| {});
         let Some((inactive, expunge)) = self.instance.definition.unreachable else { return };
         let (core, app, id) = (self.core.clone(), self.app.clone(), self.instance.id.clone());
-        self.core.tasks.spawn(async move {
+        self.core.spawn(async move {
             let still = |world: &World| {
                 world.instance(&app, &id).filter(|i| i.condition.task_state() == "TASK_UNREACHABLE").cloned()
             };

@@ -6,7 +6,10 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -54,7 +57,7 @@ pub(crate) struct Launch {
 /// A started task. Dropped, it is killed.
 #[derive(Debug)]
 pub(crate) enum Spawned {
-    Local { child: Mutex<Option<process::Child>>, pid: Pid },
+    Local { child: Mutex<Option<process::Child>>, pid: Pid, ended: AtomicBool },
     Lab(Box<lab::Running>),
 }
 
@@ -123,7 +126,7 @@ fn spawn_local(launch: &Launch) -> anyhow::Result<Spawned> {
     }
     let child = command.spawn().with_context(|| format!("cannot start {}", launch.command[0]))?;
     let pid = Pid::from_raw(child.id().expect("just started").try_into().expect("process ids are below 2^22"));
-    Ok(Spawned::Local { child: Mutex::new(Some(child)), pid })
+    Ok(Spawned::Local { child: Mutex::new(Some(child)), pid, ended: AtomicBool::new(false) })
 }
 
 fn spawn_in_lab(agent: &lab::Agent, launch: &Launch) -> anyhow::Result<lab::Running> {
@@ -153,9 +156,11 @@ impl Spawned {
     /// Resolves when the task's first process has ended; call it once at a time.
     pub(crate) async fn ended(&self) -> Option<ExitStatus> {
         match self {
-            Spawned::Local { child, .. } => {
+            Spawned::Local { child, ended, .. } => {
                 let mut held = child.lock().expect("nobody panics with it").take()?;
                 let status = held.wait().await.ok();
+                ended.store(true, Ordering::Relaxed);
+                // What it has left behind.
                 self.signal(Signal::SIGKILL);
                 status
             }
@@ -203,9 +208,11 @@ impl Spawned {
 
 impl Drop for Spawned {
     fn drop(&mut self) {
-        if let Spawned::Local { child, .. } = self
-            && child.get_mut().is_ok_and(|c| c.as_mut().is_some_and(|c| matches!(c.try_wait(), Ok(None))))
-        {
+        let running = match self {
+            Spawned::Local { ended, .. } => !ended.load(Ordering::Relaxed),
+            Spawned::Lab(running) => running.process.status().is_none(),
+        };
+        if running {
             self.signal(Signal::SIGKILL);
         }
     }

@@ -106,9 +106,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.bus.unsubscribe(self.subscription.id);
-        // Outside a runtime there is nobody left to tell.
-        if tokio::runtime::Handle::try_current().is_ok() {
-            self.bus.publish(events::detached(&self.remote));
-        }
+        self.bus.publish(events::detached(&self.remote));
     }
 }
