@@ -169,6 +169,7 @@ mod tests {
         // A plane that gets a new key with another default than its own documentation would be found here.
         let config = Loaded::read(None).unwrap().config;
         assert_eq!(config.l7, tidegate_l7::Config::default());
+        assert_eq!(config.marathon, MarathonConfig::default());
         assert_eq!(config.dns, tidegate_dns::Config::default());
         let l4 = tidegate_l4::Config { local_addresses: config.l4.local_addresses.clone(), ..Default::default() };
         assert_eq!(config.l4, l4);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tidegate_tests::{
     appliance::{self, Appliance},
@@ -114,6 +115,11 @@ impl World {
             _hosts: hosts,
             _fabric: fabric,
         })
+    }
+
+    /// Tidegate's.
+    pub(super) fn pid(&self) -> anyhow::Result<Pid> {
+        Ok(Pid::from_raw(self.appliance.pid().context("tidegate has ended")?.cast_signed()))
     }
 
     /// An ELB for each app, nine of ten of layer 4, and one of each layer for `/probe`; how many there are.

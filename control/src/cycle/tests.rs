@@ -394,7 +394,8 @@ fn the_status_says_of_each_instance_what_is_done_and_why() {
     let port = &status.ports[0];
     assert_eq!((port.listen.as_str(), port.target.as_str()), ("tcp 80", "8080"));
     assert_eq!((port.serving, port.draining, port.held, &port.problem), (1, 1, 1, &None));
-    let said: Vec<_> = port.instances.iter().map(|i| (i.verdict, i.reason.as_str(), i.addresses.len())).collect();
+    let said: Vec<_> =
+        port.instances.iter().map(|i| (i.verdict.as_str(), i.reason.as_str(), i.addresses.len())).collect();
     let expected = [
         ("drain", "it is being killed", 1),
         ("serve", "it runs and is healthy", 1),
