@@ -132,7 +132,8 @@ impl World {
             };
             self.appliance.put_elb(&format!("app-{n}"), &spec)?;
         }
-        let four = json!({"type": "layer4", "app": PROBE, "ports": [{"listen": 9000, "target": PORT, "protocol": "udp"}]});
+        let four =
+            json!({"type": "layer4", "app": PROBE, "ports": [{"listen": 9000, "target": PORT, "protocol": "udp"}]});
         let seven = json!({"type": "layer7", "rules": [{"host": "probe.test", "app": PROBE}]});
         let mut vips = [Ipv4Addr::UNSPECIFIED; 2];
         for (vip, (name, spec)) in vips.iter_mut().zip([("probe-4", four), ("probe-7", seven)]) {
@@ -159,7 +160,8 @@ impl World {
         let heir = 1 - ill;
         let said = self.marathon.push(PROBE, SyntheticChange::Health(self.tasks[heir].clone(), true))?;
         self.marathon.push(PROBE, SyntheticChange::Health(self.tasks[ill].clone(), false))?;
-        let written = self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), said.written()).await });
+        let written =
+            self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), said.written()).await });
         self.healthy.store(heir, Ordering::Relaxed);
         Ok((written.context("tidegate does not listen to Marathon's events")?, heir))
     }

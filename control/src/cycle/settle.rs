@@ -78,9 +78,7 @@ impl Turn<'_> {
 
     /// Asks for what stands between the app's instances and their traffic.
     fn ask(&mut self, app: &App) {
-        let unready = |instance: &Arc<Instance>| {
-            matches!(verdict(app, instance), Verdict::Hold(reason) | Verdict::Drain(reason) if reason.is_readiness())
-        };
+        let unready = |instance: &Arc<Instance>| matches!(verdict(app, instance), Verdict::Hold(reason) | Verdict::Drain(reason) if reason.is_readiness());
         if app.instances.values().any(unready) {
             self.state.links.unready.entry(app.id.clone()).or_insert(self.now);
         } else {
