@@ -95,7 +95,7 @@ fn a_container_has_its_own_addresses_and_its_mapped_port_is_its_agents() {
 
 #[test]
 fn only_serving_instances_answer_and_the_names_stay() {
-    let draining = Instance { state: TaskState::Killing, ..instance(1, "e1-S7") };
+    let draining = Instance { ready: Some(false), admitted: true, ..instance(1, "e1-S7") };
     let empty = [
         "_http._web-shop._tcp.marathon.mesos",
         "_web-shop._tcp.marathon.mesos",
@@ -105,6 +105,15 @@ fn only_serving_instances_answer_and_the_names_stay() {
     ];
     assert_eq!(lines(&app(Network::Container, vec![draining.clone()])), empty);
     let both = lines(&app(Network::Host, vec![draining, instance(2, "e1-S8")]));
+    assert!(both.contains(&"web-shop.marathon.mesos 10.77.1.2".to_owned()), "{both:?}");
+}
+
+#[test]
+fn whoever_is_being_killed_answers_while_there_is_nobody_else() {
+    let dying = Instance { state: TaskState::Killing, admitted: true, ..instance(1, "e1-S7") };
+    let alone = lines(&app(Network::Host, vec![dying.clone()]));
+    assert!(alone.contains(&"web-shop.marathon.mesos 10.77.1.1".to_owned()), "{alone:?}");
+    let both = lines(&app(Network::Host, vec![dying, instance(2, "e1-S8")]));
     assert!(both.contains(&"web-shop.marathon.mesos 10.77.1.2".to_owned()), "{both:?}");
 }
 

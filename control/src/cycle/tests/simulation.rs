@@ -11,6 +11,7 @@ use crate::{
     model::{
         app::{App, Health, TaskState},
         desired::Desired,
+        traffic::{Verdict, verdict},
     },
 };
 
@@ -246,14 +247,29 @@ impl Simulation {
     }
 
     fn lie(&mut self, asked_at: Timestamp) {
+        // An instance of which Marathon said that it stops may be gone; all others stay in every table.
+        let judged: Vec<_> = self.world.state.observed.apps.values().cloned().collect();
+        let certain = judged.iter().flat_map(|app| app.instances.values().map(move |instance| (app, instance)));
+        let certain: Vec<_> = certain.filter(|(app, instance)| verdict(app, instance) == Verdict::Serve).collect();
         let serving = |world: &World| {
-            let pools = world.state.compiled.l7.pools.values().flat_map(|pool| pool.upstreams.clone());
+            let upstreams = world.state.compiled.l7.pools.values().flat_map(|pool| pool.upstreams.clone());
             let active = |upstream: &tidegate_l7::Upstream| upstream.state == tidegate_l7::UpstreamState::Active;
-            (world.active(), pools.filter(active).collect::<Vec<_>>())
+            let requests: Vec<u32> = upstreams.filter(active).map(|upstream| number(upstream.address.ip())).collect();
+            (world.active(), requests)
         };
         let before = serving(&self.world);
         self.tell(snapshot(Vec::new(), asked_at));
-        assert_eq!(serving(&self.world), before, "seed {}: an empty answer withdraws nothing", self.seed);
+        let after = serving(&self.world);
+        for (_, instance) in certain {
+            let n = number(instance.addresses[0]);
+            for (before, after) in [(&before.0, &after.0), (&before.1, &after.1)] {
+                assert!(
+                    !before.contains(&n) || after.contains(&n),
+                    "seed {}: an empty answer withdrew {n}: {before:?}, then {after:?}",
+                    self.seed
+                );
+            }
+        }
     }
 
     /// The wire is mended, time passes, and the truth is told.
