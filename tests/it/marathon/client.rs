@@ -44,7 +44,7 @@ pub(crate) async fn send(url: &str, line: &str, headers: &str, body: Option<&Val
 
 /// `line` is `METHOD /path`.
 pub(crate) async fn try_send(url: &str, line: &str, headers: &str, body: Option<&Value>) -> std::io::Result<Reply> {
-    let mut stream = TcpStream::connect(address(url)).await?;
+    let mut stream = timeout(LIMIT, TcpStream::connect(address(url))).await.map_err(std::io::Error::other)??;
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
         "{line} HTTP/1.1\r\nHost: {url}\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n{body}",

@@ -49,13 +49,16 @@ async fn a_task_has_service_ports_only_in_the_list_of_all_tasks() {
 async fn a_task_finds_marathons_environment() {
     let marathon = Marathon::start();
     let app = json!({
-        "id": "/g/env", "cmd": "env > env.txt; exec sleep 1000", "env": {"MINE": "1"}, "labels": {"team": "sea"},
+        "id": "/g/env", "cmd": "env > env.new; mv env.new env.txt; exec sleep 1000", "env": {"MINE": "1"}, "labels": {"team": "sea"},
         "portDefinitions": [{"port": 0, "name": "http"}, {"port": 0, "name": "admin-api"}],
     });
     marathon.run(app).await;
     let task = marathon.standin.tasks("/g/env").remove(0);
-    let env = std::fs::read_to_string(format!("/proc/{}/cwd/env.txt", task.pid.unwrap()));
-    let env = eventually("it is written", async || env.as_ref().ok().filter(|e| e.contains("MINE"))).await;
+    let path = format!("/proc/{}/cwd/env.txt", task.pid.unwrap());
+    let env = eventually("it is written", async || {
+        std::fs::read_to_string(&path).ok()
+    })
+    .await;
     let (one, two) = (task.ports[0], task.ports[1]);
     for line in [
         format!("PORT={one}"),

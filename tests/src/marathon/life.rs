@@ -305,12 +305,18 @@ impl Life {
 
     /// Takes the next condition and says so; `None` if Marathon has forgotten the instance.
     fn become_(&mut self, condition: Condition, message: &str, also: impl FnOnce(&mut Instance)) -> Option<()> {
-        self.instance = self.core.change_instance(&self.app, &self.instance.id, |i| {
-            also(i);
-            i.condition = condition;
+        let (core, app, id) = (&self.core, &self.app, &self.instance.id);
+        // Said before anybody can act on it, or the deployment's next step would be heard of first.
+        self.instance = core.change(|world| {
+            world.change(app, id, |i| {
+                also(i);
+                i.condition = condition;
+            })?;
+            let instance = world.instance(app, id)?.clone();
+            core.bus.publish(events::status_update(&instance, message));
+            core.bus.publish(events::instance_changed(&instance));
+            Some(instance)
         })?;
-        self.core.bus.publish(events::status_update(&self.instance, message));
-        self.core.bus.publish(events::instance_changed(&self.instance));
         Some(())
     }
 }

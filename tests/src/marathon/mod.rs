@@ -84,7 +84,9 @@ impl Config {
     pub fn local(n: usize) -> std::io::Result<Config> {
         let mut nodes = Vec::new();
         for _ in 0..n {
-            let listener = TcpListener::bind("127.0.0.1:0")?;
+            // A port that was asked for by number is kept while the endpoint is down; one that was only found is not.
+            let found = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+            let listener = TcpListener::bind(found)?;
             let name = listener.local_addr()?.to_string();
             nodes.push((listener, name));
         }

@@ -65,7 +65,8 @@ impl Node {
 
     /// Refuses connections and cuts those there are, as a process that died.
     pub(crate) fn down(&self) {
-        // On Linux a listening socket that is shut down keeps its port and refuses; listening again revives it.
+        // On Linux a listening socket that is shut down refuses, and keeps its port if that was asked for by number;
+        // listening again revives it.
         // SAFETY: the descriptor belongs to the endpoint's listener, which lives as long as the stand-in serves.
         unsafe { libc::shutdown(self.fd, libc::SHUT_RD) };
         self.alive().cancel();
