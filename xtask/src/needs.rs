@@ -80,6 +80,12 @@ const NEEDS: &[Need] = &[
         purpose: Purpose::Lab,
     },
     Need {
+        package: "nghttp2-client",
+        proof: Proof::Program("h2load"),
+        why: "speaks HTTP/2 with many streams to the proxy, which curl does not",
+        purpose: Purpose::Test,
+    },
+    Need {
         package: "python3-venv",
         proof: Proof::Python("import ensurepip, venv"),
         why: "runs a Marathon client that others wrote against our Marathon stand-in",
