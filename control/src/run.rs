@@ -56,6 +56,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// Runs until `stop` or the failure of a part.
 pub async fn run_until(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let started = io::now();
+    raise_open_files();
     let store = open(&config.store.path).await?;
     let kept = { store.clone() }.load()?;
     kept.problems.iter().for_each(|problem| tracing::error!("{problem}"));
@@ -154,6 +155,17 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> anyhow::Resul
             tracing::info!("stopped");
             Ok(())
         }
+    }
+}
+
+/// Every connection of layer 7 is two open files, and the usual soft limit is 1024.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(files) => tracing::debug!(files, "open files are limited by the hard limit alone"),
+        Err(error) => tracing::warn!("the limit of open files stays as it is: {error}"),
     }
 }
 

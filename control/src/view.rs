@@ -206,6 +206,11 @@ impl View {
         all.into_iter().filter(|state| self.has(state.plane)).collect()
     }
 
+    /// Where layer 7 should listen and cannot.
+    pub fn unopened(&self) -> Vec<std::net::SocketAddr> {
+        self.reports.l7.borrow().unopened.clone()
+    }
+
     /// Until every plane that runs here has applied what is published now.
     pub async fn applied(&self) {
         let desired = self.now().published();

@@ -24,3 +24,13 @@ pub use config::Config;
 pub use input::{Input, Name, Node, Refused, Srv};
 pub use report::Report;
 pub use run::run;
+
+/// The datagram that answers `query` from `input` alone, as the running plane would: for tests, fuzzing and what-if
+/// questions. None: the plane would be silent.
+///
+/// # Errors
+/// The input is not one that the plane would take.
+pub fn answer(query: &[u8], input: std::sync::Arc<Input>, udp_payload: u16) -> Result<Option<Vec<u8>>, Refused> {
+    let zone = zone::Zone::default().patch(input)?;
+    Ok(wire::reply(query, &zone, udp_payload, 0).and_then(wire::Reply::datagram))
+}

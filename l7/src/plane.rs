@@ -103,6 +103,7 @@ impl Plane {
             self.report.pools.remove(name);
         }
         self.report.problems = self.waiting.values().cloned().collect();
+        self.report.unopened = self.waiting.keys().copied().collect();
     }
 
     fn open_or_set(&mut self, address: SocketAddr, listener: &Listener) {
@@ -152,6 +153,7 @@ impl Plane {
         let problems: Vec<_> = self.waiting.values().cloned().collect();
         let mut changed = self.report.problems != problems;
         self.report.problems = problems;
+        self.report.unopened = self.waiting.keys().copied().collect();
         for (name, pool) in &self.pools {
             let counters = pool.counters();
             if self.report.pools.get(name).is_none_or(|old| **old != counters) {

@@ -17,6 +17,8 @@ pub struct Report {
     pub pools: OrdMap<Arc<str>, Arc<PoolCounters>>,
     /// What is wrong now and what to do about it, in words (a listener that cannot be opened ...).
     pub problems: Vec<String>,
+    /// Listeners of the Input that could not be opened: each has its line in `problems` and is tried every second.
+    pub unopened: Vec<SocketAddr>,
 }
 
 /// Counted since the process started.

@@ -1,13 +1,15 @@
 //! Every decoder, its words and what must hold for whatever it lets through.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{fs, net::IpAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use hickory_proto::op::Message;
 use serde::{Serialize, de::DeserializeOwned};
 use tidegate_control::{
     config::Loaded,
+    io::marathon::decode,
     model::{
+        app::App,
         desired::{Change, Desired, Pools},
         elb::{Elb, ElbSpec},
     },
@@ -34,7 +36,9 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "elb", about: "the body of PUT /v1/elbs/{name}, and the stored record", run: elb, words: JSON },
     Target { name: "config", about: "the configuration file", run: config, words: TOML },
     Target { name: "packet", about: "a frame, through the whole packet core", run: packet, words: PACKET },
-    Target { name: "dns", about: "a DNS message, as it comes in over UDP or TCP", run: dns, words: DNS },
+    Target { name: "dns", about: "a DNS message, through the whole DNS plane", run: dns, words: DNS },
+    Target { name: "apps", about: "Marathon's list of apps", run: apps, words: MARATHON },
+    Target { name: "events", about: "Marathon's event stream", run: events, words: MARATHON },
 ];
 
 const JSON: &[&[u8]] = &[
@@ -90,6 +94,40 @@ const TOML: &[&[u8]] = &[
     b"listen",
     b"\"10.0.0.0/33\"",
     b"\"::/0\"",
+];
+
+const MARATHON: &[&[u8]] = &[
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"null",
+    b"-1",
+    b"65536",
+    b"1e999",
+    b"\\ud800",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\n",
+    b"event: ",
+    b"data: ",
+    b":",
+    b"\"apps\"",
+    b"\"id\"",
+    b"\"/a\"",
+    b"\"tasks\"",
+    b"\"ports\"",
+    b"\"ipAddresses\"",
+    b"\"portMappings\"",
+    b"\"hostPort\"",
+    b"\"networks\"",
+    b"\"healthCheckResults\"",
+    b"\"alive\"",
+    b"\"readinessCheckResults\"",
+    b"\"version\"",
+    b"TASK_RUNNING",
+    b"status_update_event",
+    b"instance_changed_event",
 ];
 
 /// A pointer to the header, to itself and forward; the root; the types and classes that have rules of their own.
@@ -206,13 +244,47 @@ fn config(bytes: &[u8]) {
     }
 }
 
+/// Whatever is asked, the answer is whole, small enough, and everything in it can be read.
 fn dns(bytes: &[u8]) {
-    if let Ok(message) = Message::from_vec(bytes) {
-        // What is parsed can be answered, and the answer can be read.
-        if let Ok(encoded) = message.to_vec() {
-            Message::from_vec(&encoded).expect("what was encoded can be decoded");
-        }
+    let Some(reply) = tidegate_dns::answer(bytes, zone(), UDP_PAYLOAD).expect("a good zone") else { return };
+    let message = Message::from_vec(&reply).expect("an answer can be read");
+    assert!(reply.len() <= usize::from(UDP_PAYLOAD), "{} bytes", reply.len());
+    assert_eq!(message.metadata.id, u16::from_be_bytes([bytes[0], bytes[1]]));
+}
+
+const UDP_PAYLOAD: u16 = 1232;
+
+/// Names with enough addresses that an answer must be cut.
+fn zone() -> Arc<tidegate_dns::Input> {
+    let node = |count: u8| {
+        let addresses = (0..count).map(|n| IpAddr::from([10, 77, 2, n])).collect();
+        let services =
+            vec![tidegate_dns::Srv { priority: 0, weight: 1, port: 8080, target: "web.marathon.mesos".into() }];
+        Arc::new(tidegate_dns::Node { addresses, services, ttl: 5 })
+    };
+    let names = [("web.marathon.mesos", 3), ("_web._tcp.marathon.mesos", 0), ("many.marathon.mesos", 200)];
+    Arc::new(tidegate_dns::Input {
+        generation: 1,
+        origin: "mesos".into(),
+        names: names.into_iter().map(|(name, count)| (tidegate_dns::Name::from(name), node(count))).collect(),
+    })
+}
+
+/// An app is read or named as broken; what was read can be kept and read again.
+fn apps(bytes: &[u8]) {
+    let Some((apps, _)) = decode::apps(bytes) else { return };
+    for app in apps {
+        json::<App>(&serde_json::to_vec(&app).expect("what was read can be written"));
     }
+}
+
+/// However the stream is cut, the messages are the same.
+fn events(bytes: &[u8]) {
+    let whole = decode::stream(&[bytes]);
+    let (front, back) = bytes.split_at(bytes.len() / 2);
+    assert_eq!(decode::stream(&[front, back]), whole);
+    let single: Vec<&[u8]> = bytes.chunks(1).collect();
+    assert_eq!(decode::stream(&single), whole);
 }
 
 /// What is accepted is kept as it was meant: written and read again it is the same.

@@ -96,6 +96,11 @@ pub(super) fn readiness(view: &View, snapshot: &Snapshot, name: &str) -> Readine
             applied: plane.applied,
         });
     }
+    let vips = snapshot.state.desired.elbs.get(name).map_or(&[][..], |elb| &elb.vips);
+    let unopened = view.unopened();
+    for listener in unopened.iter().filter(|listener| vips.contains(&listener.ip())) {
+        reasons.push(format!("l7 cannot listen at {listener}: the status of the plane says why"));
+    }
     Readiness { ready: reasons.is_empty(), reasons, planes }
 }
 

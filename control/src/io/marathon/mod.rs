@@ -35,6 +35,31 @@ use crate::{
     model::app::AppId,
 };
 
+/// The decoders alone, for whoever throws bytes at them.
+pub mod decode {
+    use super::{apps, event, sse};
+    use crate::model::app::App;
+
+    /// An answer to `GET /v2/apps`: what could be read, and the ids of apps that could not. None: not an answer at all.
+    pub fn apps(body: &[u8]) -> Option<(Vec<App>, Vec<String>)> {
+        let list = apps::decode_list(body).ok()?;
+        Some((list.apps, list.broken.into_iter().map(|(id, _)| id.to_string()).collect()))
+    }
+
+    /// A stretch of the event stream, cut where the network pleased: kind and text of each message, and what they mean
+    /// is read as well.
+    pub fn stream(pieces: &[&[u8]]) -> Vec<(String, String)> {
+        let mut messages = sse::Messages::default();
+        let whole = pieces.iter().filter_map(|piece| messages.push(piece).ok()).flatten();
+        whole
+            .map(|message| {
+                let _ = event::decode(&message.event, &message.data);
+                (message.event, message.data)
+            })
+            .collect()
+    }
+}
+
 /// Requests at one time.
 const AT_ONCE: usize = 8;
 /// A consumer that is this far behind has lost the thread: a fresh start and a full list are quicker.
@@ -99,7 +124,9 @@ async fn read_for_ever(client: Arc<Client>, silence: Duration, queue: mpsc::Send
 
 async fn read_stream(client: &Client, silence: Duration, queue: &mpsc::Sender<Marathon>) -> anyhow::Result<()> {
     let mut response = client.open_stream(&event::stream_path()).await?;
-    let from = response.url().clone();
+    // Without the query: it names some twenty kinds of events.
+    let mut from = response.url().clone();
+    from.set_query(None);
     let mut messages = sse::Messages::default();
     let opened = time::Instant::now();
     let mut attached = false;
