@@ -55,10 +55,7 @@ async fn a_task_finds_marathons_environment() {
     marathon.run(app).await;
     let task = marathon.standin.tasks("/g/env").remove(0);
     let path = format!("/proc/{}/cwd/env.txt", task.pid.unwrap());
-    let env = eventually("it is written", async || {
-        std::fs::read_to_string(&path).ok()
-    })
-    .await;
+    let env = eventually("it is written", async || std::fs::read_to_string(&path).ok()).await;
     let (one, two) = (task.ports[0], task.ports[1]);
     for line in [
         format!("PORT={one}"),
