@@ -32,7 +32,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
         tidegate_tests::appliance::require(),
         "this bench lays out a network: it needs root, network namespaces and BPF, and what `cargo xtask bench` builds"
     );
-    let samples = if settings.quick() { 40 } else { 400 };
+    let samples = if settings.quick { 40 } else { 400 };
     let mut outcome = Outcome::default();
     for size in SIZES {
         eprintln!("laying out {size} apps of {} instances ...", world::INSTANCES);
@@ -44,9 +44,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
         outcome.notes.push(format!("{size} apps: {} instances, {elbs} ELBs", size * world::INSTANCES));
         for plane in Plane::ALL {
             eprintln!("{size} apps: {samples} events until the {plane} obeys ...");
-            let watch = Watch::start();
+            let watch = Watch::start(&[world.pid()?])?;
             let histogram = measure(&world, plane, samples)?;
-            outcome.disturbances.push(watch.stop());
+            outcome.disturbances.push(watch.stop()?);
             outcome.rows.extend(latency_rows(plane, size, &histogram));
         }
     }

@@ -154,10 +154,7 @@ impl Conductor {
 
     /// Lets the API see the state as it is now.
     pub fn show(&self) {
-        self.view.publish(Snapshot {
-            state: self.state.clone(),
-            marathon: self.marathon.clone(),
-        });
+        self.view.publish(Snapshot { state: self.state.clone(), marathon: self.marathon.clone() });
     }
 }
 

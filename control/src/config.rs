@@ -12,8 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use check::{Finding, Machine, check};
 pub(crate) use check::base_url;
+pub use check::{Finding, Machine, check};
 pub use place::Misfit;
 
 use crate::{io::marathon::MarathonConfig, model::desired::Pools};
@@ -54,7 +54,9 @@ pub struct Store {
 }
 
 /// What a machine does.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, clap::ValueEnum, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, clap::ValueEnum, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     L4,
@@ -132,7 +134,9 @@ impl Loaded {
 fn merge(file: toml::Table) -> Config {
     let mut whole: toml::Table = DEFAULT.parse().expect("default.toml is read by a test");
     overlay(&mut whole, file);
-    whole.try_into().expect("the defaults and the file were each read alone, and a key is in one of them as it was there")
+    whole
+        .try_into()
+        .expect("the defaults and the file were each read alone, and a key is in one of them as it was there")
 }
 
 fn overlay(below: &mut toml::Table, above: toml::Table) {
@@ -165,6 +169,7 @@ mod tests {
         // A plane that gets a new key with another default than its own documentation would be found here.
         let config = Loaded::read(None).unwrap().config;
         assert_eq!(config.l7, tidegate_l7::Config::default());
+        assert_eq!(config.marathon, MarathonConfig::default());
         assert_eq!(config.dns, tidegate_dns::Config::default());
         let l4 = tidegate_l4::Config { local_addresses: config.l4.local_addresses.clone(), ..Default::default() };
         assert_eq!(config.l4, l4);

@@ -115,7 +115,10 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> anyhow::Resul
         tracing::info!("the API is at http://{}", listener.local_addr().context("asking for the API's own address")?);
         let (router, stop) = (api::router(api.clone()), stop.clone());
         parts.spawn(async move {
-            axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await.context("serving the API")
+            axum::serve(listener, router)
+                .with_graceful_shutdown(stop.cancelled_owned())
+                .await
+                .context("serving the API")
         });
     }
     drop(api);

@@ -43,11 +43,9 @@ impl Snapshot {
         let compiled = &self.state.compiled;
         match self.state.published() {
             false => Generations::default(),
-            true => Generations {
-                l4: compiled.l4.generation,
-                l7: compiled.l7.generation,
-                dns: compiled.dns.generation,
-            },
+            true => {
+                Generations { l4: compiled.l4.generation, l7: compiled.l7.generation, dns: compiled.dns.generation }
+            }
         }
     }
 }

@@ -273,16 +273,8 @@ pub enum Reason {
 
 impl Reason {
     /// By number.
-    pub const NAMES: [&str; 8] = [
-        "ttl",
-        "tcp-flags",
-        "no-local-address",
-        "no-port",
-        "table-full",
-        "no-neighbour",
-        "no-route",
-        "forwarding-off",
-    ];
+    pub const NAMES: [&str; 8] =
+        ["ttl", "tcp-flags", "no-local-address", "no-port", "table-full", "no-neighbour", "no-route", "forwarding-off"];
 }
 
 // A changed size means a new LAYOUT.

@@ -134,8 +134,7 @@ fn from_real<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> V
             source_port: reverse.vip_port,
             destination_port: reverse.client_port,
         };
-        let hop =
-            Hop { ifindex: reverse.ifindex, source_mac: reverse.own_mac, destination_mac: reverse.client_mac };
+        let hop = Hop { ifindex: reverse.ifindex, source_mac: reverse.own_mac, destination_mac: reverse.client_mac };
         (to, hop)
     });
     let Some((to, hop)) = back else { return Verdict::Pass };

@@ -5,9 +5,7 @@
 //! that was forgotten altogether finds its old port again (and, while the ring stands, its old real).
 
 use crate::{
-    abi::{
-        Address, BLOCK_SLOTS, Flow, LOCALS, Real, Reason, Reverse, RingBlock, SECOND, Service, TCP, Tuple, UDP,
-    },
+    abi::{Address, BLOCK_SLOTS, Flow, LOCALS, Real, Reason, Reverse, RingBlock, SECOND, Service, TCP, Tuple, UDP},
     balance::{Tables, Verdict},
     parse::{ACK, RST, SYN, Seen},
 };
@@ -51,10 +49,7 @@ pub fn path<T: Tables>(tables: &T, seen: &Seen, service: &Service, ifindex: u32)
     if let Some(flow) = tables.flow(&seen.tuple) {
         let back = answers(&flow, seen.tuple.protocol);
         let life = tables
-            .reverse(
-                &back,
-                |reverse| if own(reverse, &seen.tuple) { touch(reverse, seen, ifindex, now) } else { LOST },
-            )
+            .reverse(&back, |reverse| if own(reverse, &seen.tuple) { touch(reverse, seen, ifindex, now) } else { LOST })
             .unwrap_or(LOST);
         let real = tables.real(flow.real_id).filter(|real| real.epoch == flow.epoch && real.state != Real::GONE);
         let active = real.is_some_and(|real| real.state == Real::ACTIVE);
@@ -85,8 +80,14 @@ pub fn path<T: Tables>(tables: &T, seen: &Seen, service: &Service, ifindex: u32)
             (real.address, real.port, id, real.epoch, true)
         }
     };
-    let mut flow =
-        Flow { real, local: local(tables, seen.v4, hash).map_err(Verdict::Drop)?, real_port, local_port: 0, real_id, epoch };
+    let mut flow = Flow {
+        real,
+        local: local(tables, seen.v4, hash).map_err(Verdict::Drop)?,
+        real_port,
+        local_port: 0,
+        real_id,
+        epoch,
+    };
     flow.local_port = port(tables, &flow, seen, ifindex, hash, now).map_err(Verdict::Drop)?;
     if !tables.set_flow(&seen.tuple, &flow) {
         return Err(Verdict::Drop(Reason::TableFull));

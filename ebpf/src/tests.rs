@@ -28,8 +28,7 @@ fn world() -> Memory {
         for service in 0..4_u32 {
             for (number, (v4, v6)) in [("10.77.1.1", "fd77:0:1::1"), ("10.77.1.2", "fd77:0:1::2")].iter().enumerate() {
                 let address = ip(if service < 2 { v4 } else { v6 });
-                let real =
-                    Real { address, service, epoch: 1, port: 8080, weight: 1, state: Real::ACTIVE };
+                let real = Real { address, service, epoch: 1, port: 8080, weight: 1, state: Real::ACTIVE };
                 state.reals.insert(service * 2 + number as u32, real);
                 let hop = Hop {
                     ifindex: CLIENT_LINK,
@@ -40,12 +39,9 @@ fn world() -> Memory {
             }
         }
     }
-    for (service, (vip, protocol)) in (0..).zip([
-        ("10.77.100.1", TCP),
-        ("10.77.100.1", UDP),
-        ("fd77:0:100::1", TCP),
-        ("fd77:0:100::1", UDP),
-    ]) {
+    for (service, (vip, protocol)) in
+        (0..).zip([("10.77.100.1", TCP), ("10.77.100.1", UDP), ("fd77:0:100::1", TCP), ("fd77:0:100::1", UDP)])
+    {
         let key = ServiceKey { vip: ip(vip), port: 80, protocol, pad: 0 };
         memory.serve(key, service, &[service * 2, service * 2 + 1], 256);
     }

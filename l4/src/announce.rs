@@ -34,7 +34,8 @@ impl Announcer {
 
     /// Takes away what is ours and not wanted any more.
     pub(crate) async fn withdraw(&mut self, wanted: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
-        let gone: BTreeSet<IpAddr> = self.ours.difference(wanted).filter(|a| !self.locals.contains(a)).copied().collect();
+        let gone: BTreeSet<IpAddr> =
+            self.ours.difference(wanted).filter(|a| !self.locals.contains(a)).copied().collect();
         self.network.remove_addresses(self.link.index, &gone).await?;
         for address in gone {
             info!(%address, interface = self.link.name, "withdrawn");
@@ -90,9 +91,7 @@ fn gratuitous_arp(address: Ipv4Addr, mac: [u8; 6]) -> Vec<u8> {
 fn unsolicited_advertisement(address: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
     let address = address.octets();
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).octets();
-    let message = |checksum: [u8; 2]| {
-        [&[136, 0][..], &checksum, &[0x20, 0, 0, 0], &address, &[2, 1], &mac].concat()
-    };
+    let message = |checksum: [u8; 2]| [&[136, 0][..], &checksum, &[0x20, 0, 0, 0], &address, &[2, 1], &mac].concat();
     let length = message([0, 0]).len() as u8;
     // The pseudo-header of RFC 8200, section 8.1; 58 is ICMPv6.
     let summed = [&address[..], &all_nodes, &[0, 0, 0, length, 0, 0, 0, 58], &message([0, 0])].concat();

@@ -17,7 +17,7 @@ pub struct Config {
     pub pin_dir: PathBuf,
     /// Where in the driver the program runs.
     pub mode: Mode,
-    /// How many flows the table holds (about 250 bytes each, taken at start).
+    /// How many flows the table holds (about 300 bytes each, taken at start).
     pub flows: u32,
 }
 

@@ -114,14 +114,17 @@ impl Maps {
         let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = locals.iter().partition(|local| local.is_ipv4());
         for (first, locals) in [(0, &v4), (abi::LOCALS, &v6)] {
             if locals.len() > abi::LOCALS as usize {
-                bail!("l4.local_addresses holds {} addresses of one family, at most {} work", locals.len(), abi::LOCALS);
+                bail!(
+                    "l4.local_addresses holds {} addresses of one family, at most {} work",
+                    locals.len(),
+                    abi::LOCALS
+                );
             }
             for (index, local) in (first..).zip(locals) {
                 self.locals.set(index, Address::from(*local), 0).context("writing the local addresses")?;
             }
         }
-        let settings =
-            Settings { layout: LAYOUT, locals_v4: v4.len() as u32, locals_v6: v6.len() as u32, pad: 0 };
+        let settings = Settings { layout: LAYOUT, locals_v4: v4.len() as u32, locals_v6: v6.len() as u32, pad: 0 };
         self.settings.set(0, settings, 0).context("writing the settings")
     }
 

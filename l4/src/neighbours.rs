@@ -112,12 +112,8 @@ impl Kept {
     }
 
     async fn refresh(&mut self, network: &Network) {
-        let over: Vec<IpAddr> = self
-            .leaving
-            .iter()
-            .filter(|(_, since)| since.elapsed() > AFTERGLOW)
-            .map(|(address, _)| *address)
-            .collect();
+        let over: Vec<IpAddr> =
+            self.leaving.iter().filter(|(_, since)| since.elapsed() > AFTERGLOW).map(|(address, _)| *address).collect();
         for address in over {
             self.leaving.remove(&address);
             if let Some(hop) = self.hops.remove(&address)

@@ -87,10 +87,8 @@ impl Network {
 
     /// The interface of the default route, IPv4's first.
     pub async fn default_interface(&self) -> anyhow::Result<Option<u32>> {
-        let questions = [
-            RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<Ipv6Addr>::new().build(),
-        ];
+        let questions =
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
         for question in questions {
             let routes: Vec<_> =
                 self.handle.route().get(question).execute().try_collect().await.context("listing the routes")?;

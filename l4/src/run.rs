@@ -184,7 +184,11 @@ impl Plane {
     }
 
     /// Withdraw, fill, announce.
-    async fn apply(&mut self, input: &Arc<Input>, before: &OrdMap<Frontend, Arc<Service>>) -> anyhow::Result<Option<Refused>> {
+    async fn apply(
+        &mut self,
+        input: &Arc<Input>,
+        before: &OrdMap<Frontend, Arc<Service>>,
+    ) -> anyhow::Result<Option<Refused>> {
         let wanted: BTreeSet<IpAddr> = input.announce.iter().copied().collect();
         let (add, remove) = reals(before, &input.services);
         if !add.is_empty() || !remove.is_empty() {
@@ -290,7 +294,9 @@ async fn interfaces(network: &Network, names: &[String]) -> anyhow::Result<Vec<L
     if !names.is_empty() {
         let find = |name: &String| {
             let found = links.iter().find(|link| link.name == *name).cloned();
-            found.with_context(|| format!("l4.interfaces names {name:?}, which does not exist here; there are: {}", list()))
+            found.with_context(|| {
+                format!("l4.interfaces names {name:?}, which does not exist here; there are: {}", list())
+            })
         };
         return names.iter().map(find).collect();
     }

@@ -32,7 +32,12 @@ pub(crate) struct Stats {
 
 impl Stats {
     /// The counters now. A service that counted nothing since the last time and did not change costs one look.
-    pub(crate) fn read(&mut self, maps: &Maps, tables: &Tables, now: Instant) -> anyhow::Result<OrdMap<Frontend, Arc<ServiceCounters>>> {
+    pub(crate) fn read(
+        &mut self,
+        maps: &Maps,
+        tables: &Tables,
+        now: Instant,
+    ) -> anyhow::Result<OrdMap<Frontend, Arc<ServiceCounters>>> {
         let applied = tables.applied().clone();
         for item in self.of.diff(&applied) {
             match item {

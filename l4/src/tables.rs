@@ -22,13 +22,28 @@ use crate::{
 /// One change of one map.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Write {
-    Real { id: u32, value: abi::Real },
-    Block { block: u32, value: Box<RingBlock> },
-    Service { key: ServiceKey, value: abi::Service },
-    RemoveService { key: ServiceKey },
+    Real {
+        id: u32,
+        value: abi::Real,
+    },
+    Block {
+        block: u32,
+        value: Box<RingBlock>,
+    },
+    Service {
+        key: ServiceKey,
+        value: abi::Service,
+    },
+    RemoveService {
+        key: ServiceKey,
+    },
     /// Before an id is used again, its counters start over.
-    ResetService { id: u32 },
-    ResetReal { id: u32 },
+    ResetService {
+        id: u32,
+    },
+    ResetReal {
+        id: u32,
+    },
 }
 
 /// How much the maps hold.
@@ -119,7 +134,9 @@ impl Tables {
                 .filter(|region| tables.regions.reserve(*region));
             let expected = region.map(|region| ring(&reals, region)).unwrap_or_default();
             let ring = found.rings.get(&service.id).map_or(&[][..], Vec::as_slice);
-            let whole = region.is_some() == (service.mask != 0) && ring == expected && ring.is_empty() != reals.iter().any(active);
+            let whole = region.is_some() == (service.mask != 0)
+                && ring == expected
+                && ring.is_empty() != reals.iter().any(active);
             if !whole {
                 tables.dirty.insert(frontend);
             }
@@ -317,8 +334,10 @@ fn find<'a>(reals: &'a [PlacedReal], real: &Real) -> Option<&'a PlacedReal> {
 /// The real ids in the ring's slots.
 fn ring(reals: &[PlacedReal], region: Region) -> Vec<u32> {
     let active: Vec<&PlacedReal> = reals.iter().filter(|placed| active(placed)).collect();
-    let named: Vec<(SocketAddr, u16)> =
-        active.iter().map(|placed| (SocketAddr::new(placed.real.address, placed.real.port), placed.real.weight)).collect();
+    let named: Vec<(SocketAddr, u16)> = active
+        .iter()
+        .map(|placed| (SocketAddr::new(placed.real.address, placed.real.port), placed.real.weight))
+        .collect();
     let ring = maglev::ring(&named, region.blocks as usize * BLOCK_SLOTS);
     ring.into_iter().map(|index| active[index as usize].id).collect()
 }
@@ -399,3 +418,6 @@ impl Ids {
         self.free.extend(self.returned.drain(..));
     }
 }
+
+#[cfg(test)]
+mod tests;

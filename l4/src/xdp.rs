@@ -28,7 +28,6 @@ use crate::{
 
 /// The object that `cargo xtask ebpf` built, or nothing.
 static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer.o"));
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const BPF_FS: &str = "/sys/fs/bpf";
 
 /// The XDP object that is embedded in this build.
@@ -129,7 +128,7 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn on_bpf_fs(folder: &Path) -> bool {
-    nix::sys::statfs::statfs(folder).is_ok_and(|stat| stat.filesystem_type().0 as i64 == BPF_FS_MAGIC)
+    nix::sys::statfs::statfs(folder).is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
 }
 
 /// `bpf_fib_lookup` answers only for interfaces that forward.

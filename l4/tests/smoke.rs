@@ -1,6 +1,6 @@
 //! The plane in a small network: real packets, a process that is killed, a real that drains.
 
-#![allow(clippy::disallowed_methods, reason = "tests need the world")]
+#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
 
 mod lab;
 

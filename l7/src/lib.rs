@@ -30,6 +30,7 @@ mod proxy;
 mod run;
 mod steps;
 mod traffic;
+mod upgrade;
 
 pub use config::Config;
 pub use input::{Input, Listener, Pool, Refused, Route, Upstream, UpstreamState};

@@ -103,11 +103,8 @@ fn up(check: bool) -> anyhow::Result<()> {
     }
     println!("{page}");
     // Tidegate is started again when somebody kills it, as the page invites to do.
-    loop {
-        match interrupts.recv_timeout(Duration::from_millis(200)) {
-            Err(RecvTimeoutError::Timeout) => tidegate.revive()?,
-            _ => break,
-        }
+    while let Err(RecvTimeoutError::Timeout) = interrupts.recv_timeout(Duration::from_millis(200)) {
+        tidegate.revive()?;
     }
     println!("\nRemoving everything ...");
     Ok(())

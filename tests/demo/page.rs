@@ -12,34 +12,34 @@ pub(crate) struct Page {
     api: String,
 }
 
-/// A command, and whether it ends by itself and must succeed.
+/// A command, and what it must print; `None`: it does not end by itself.
 struct Line {
     command: String,
-    ends: bool,
+    prints: Option<&'static str>,
 }
 
 impl Page {
     pub(crate) fn new(cluster: &Cluster, layer4: &[IpAddr], layer7: &[IpAddr], tidegate: &Tidegate) -> Self {
-        let client = |command: String| line(format!("ip netns exec tg-client {command}"));
+        let client = |command: String, prints| line(format!("ip netns exec tg-client {command}"), prints);
         let (dns, marathon) = (cluster.appliance.v4, cluster.marathon.v4);
         let program = binary("tidegate");
         let program = program.display();
-        let own = |words: &str| line(format!("{program} {words} --api http://{}", tidegate.api));
+        let own = |words: &str| line(format!("{program} {words} --api http://{}", tidegate.api), "demo");
         let vip4 = url(layer4[0]);
         let scale = |n: u32| {
-            client(format!(
-                "curl -s -X PUT -H 'Content-Type: application/json' -d '{{\"instances\":{n}}}' http://{marathon}:8080/v2/apps/demo"
-            ))
+            // Forced: who types fast would be refused while the last deployment still goes on.
+            let body = format!("-H 'Content-Type: application/json' -d '{{\"instances\":{n}}}'");
+            client(format!("curl -s -X PUT {body} 'http://{marathon}:8080/v2/apps/demo?force=true'"), "deploymentId")
         };
-        let ask = |what: &str| client(format!("dig +noall +answer @{dns} {what}"));
+        let ask = |what: &str| client(format!("dig +noall +answer @{dns} {what}"), "IN");
         let sections = vec![
             ("Through the layer-4 VIP (again and again: each answer says which instance it is from)", {
-                layer4.iter().map(|vip| client(format!("curl -sg {}", url(*vip)))).collect()
+                layer4.iter().map(|vip| client(format!("curl -sg {}", url(*vip)), WHO)).collect()
             }),
             ("Through layer 7, by host name", {
                 let mut lines: Vec<Line> =
-                    layer7.iter().map(|vip| client(format!("curl -sg -H 'Host: {HOST}' {}", url(*vip)))).collect();
-                lines.push(client(format!("curl -s --resolve {HOST}:80:{} http://{HOST}/", layer7[0])));
+                    layer7.iter().map(|vip| client(format!("curl -sg -H 'Host: {HOST}' {}", url(*vip)), WHO)).collect();
+                lines.push(client(format!("curl -s --resolve {HOST}:80:{} http://{HOST}/", layer7[0]), WHO));
                 lines
             }),
             ("By DNS: the job's instances, their ports, the ELBs", {
@@ -58,7 +58,7 @@ impl Page {
                         command: format!(
                             "while sleep 0.2; do ip netns exec tg-client curl -s -m 5 {vip4} || echo LOST; echo; done"
                         ),
-                        ends: false,
+                        prints: None,
                     },
                     scale(10),
                     scale(2),
@@ -67,13 +67,18 @@ impl Page {
             ),
             (
                 "What Tidegate knows",
-                vec![own("status"), own("elb list"), own("elb show demo-l4"), own("elb show demo-l7")],
+                vec![
+                    line(format!("{program} status --api http://{}", tidegate.api), "up to date"),
+                    own("elb list"),
+                    own("elb show demo-l4"),
+                    own("elb show demo-l7"),
+                ],
             ),
             (
                 "Kill Tidegate while the loop runs: layer 4 goes on (it is started again after 5 seconds)",
                 vec![
-                    Line { command: format!("kill -9 $(cat {RUN}/tidegate.pid)"), ends: false },
-                    Line { command: format!("tail -f {RUN}/tidegate.log"), ends: false },
+                    Line { command: format!("kill -9 $(cat {RUN}/tidegate.pid)"), prints: None },
+                    Line { command: format!("tail -f {RUN}/tidegate.log"), prints: None },
                 ],
             ),
         ];
@@ -83,11 +88,12 @@ impl Page {
     /// Runs every command that ends by itself; an error names those that fail.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let mut failed = Vec::new();
-        for line in self.sections.iter().flat_map(|(_, lines)| lines).filter(|line| line.ends) {
+        for line in self.sections.iter().flat_map(|(_, lines)| lines) {
+            let Some(prints) = line.prints else { continue };
             let (good, said) = shell(&line.command)?;
             println!("$ {}\n{}", line.command, said.trim_end());
-            // Silence is no answer: dig succeeds without one.
-            if !good || said.trim().is_empty() {
+            // dig and curl are content with answers that are none.
+            if !good || !said.contains(prints) {
                 failed.push(line.command.as_str());
             }
         }
@@ -99,8 +105,11 @@ impl Page {
     }
 }
 
-fn line(command: String) -> Line {
-    Line { command, ends: true }
+/// In every answer of the demo app.
+const WHO: &str = "\"task\"";
+
+fn line(command: String, prints: &'static str) -> Line {
+    Line { command, prints: Some(prints) }
 }
 
 fn url(vip: IpAddr) -> String {

@@ -161,14 +161,8 @@ fn tables() -> Memory {
     for (at, (vip, real, local, client)) in families.into_iter().enumerate() {
         for (protocol, port) in [(TCP, 80), (UDP, 53)] {
             let id = 1 + 2 * at as u32 + u32::from(protocol == UDP);
-            let real = Real {
-                address: address(real),
-                service: id,
-                epoch: 1,
-                port: 8080,
-                weight: 1,
-                state: Real::ACTIVE,
-            };
+            let real =
+                Real { address: address(real), service: id, epoch: 1, port: 8080, weight: 1, state: Real::ACTIVE };
             tables.0.borrow_mut().reals.insert(id, real);
             let key = ServiceKey { vip: address(vip), port, protocol, pad: 0 };
             tables.serve(key, id, &[id], 64);

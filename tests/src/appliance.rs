@@ -41,6 +41,8 @@ pub struct Settings {
     /// Seconds for which an unexplained emptiness must be repeated.
     pub distrust_s: u64,
     pub roles: Vec<&'static str>,
+    /// The networks that ELBs are given addresses of.
+    pub vips: Vec<String>,
 }
 
 impl Default for Settings {
@@ -50,6 +52,7 @@ impl Default for Settings {
             resync_s: 30,
             distrust_s: 300,
             roles: vec!["l4", "l7", "dns", "control"],
+            vips: vec![lab::addresses::VIPS.0.to_owned(), lab::addresses::VIPS.1.to_owned()],
         }
     }
 }
@@ -59,16 +62,15 @@ impl Settings {
     pub fn toml(&self, dir: &Path) -> String {
         let mut text = String::new();
         let store = dir.join("tidegate.redb");
-        let (v4, v6) = lab::addresses::VIPS;
         let (local4, local6) = lab::addresses::LOCAL;
-        let Self { marathons, resync_s, distrust_s, roles } = self;
+        let Self { marathons, resync_s, distrust_s, roles, vips } = self;
         write!(
             text,
             "roles = {roles:?}\ndistrust_s = {distrust_s}\n\
              [marathon]\nurls = {marathons:?}\nresync_s = {resync_s}\n\
              [api]\nlisten = [\"{API}\"]\n\
              [store]\npath = {store:?}\n\
-             [vips]\ninternal = [\"{v4}\", \"{v6}\"]\n\
+             [vips]\ninternal = {vips:?}\n\
              [l4]\ninterfaces = [\"eth0\"]\nlocal_addresses = [\"{local4}\", \"{local6}\"]\nflows = 16384\n"
         )
         .expect("a String takes everything");

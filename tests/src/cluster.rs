@@ -60,8 +60,14 @@ impl Cluster {
         Ok(Self { standin: Some(standin), runtime, client, appliance, marathon, standby, agents, fabric })
     }
 
-    pub fn marathon(&self) -> &Standin {
+    pub fn standin(&self) -> &Standin {
         self.standin.as_ref().expect("taken only by drop")
+    }
+
+    /// Asks something of Marathon, in the runtime that it lives in.
+    pub fn ask<T>(&self, ask: impl FnOnce(&Standin) -> T) -> T {
+        let _inside = self.runtime.enter();
+        ask(self.standin())
     }
 
     /// Waits for something that Marathon does. Not for use inside a task.
@@ -71,18 +77,18 @@ impl Cluster {
 
     /// Creates or updates an app, and waits until its deployment is over.
     pub fn deploy(&self, app: &Value) -> anyhow::Result<()> {
-        self.marathon().put_app(app.clone())?;
+        self.ask(|marathon| marathon.put_app(app.clone()))?;
         self.deployed(app["id"].as_str().context("an app needs an id")?)
     }
 
     /// Scales an app, and waits until its deployment is over.
     pub fn scale(&self, id: &str, instances: u32) -> anyhow::Result<()> {
-        self.marathon().scale(id, instances)?;
+        self.ask(|marathon| marathon.scale(id, instances))?;
         self.deployed(id)
     }
 
     pub fn deployed(&self, id: &str) -> anyhow::Result<()> {
-        self.wait(self.marathon().wait_deployments_done(id, DEPLOYED))
+        self.wait(self.standin().wait_deployments_done(id, DEPLOYED))
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// An ELB: what was asked for, what it was given, and how far it is.
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ElbBody {
     pub name: String,
     /// What was asked for, with every default filled in. Can be sent back by PUT as it is.
@@ -40,10 +40,10 @@ pub struct ElbBody {
     pub revision: u64,
     pub readiness: Readiness,
     /// What stands behind each port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<ElbStatus>,
     /// What the operator should know about this change; only after a PUT.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
@@ -84,11 +84,10 @@ pub(super) fn readiness(view: &View, snapshot: &Snapshot, name: &str) -> Readine
             Role::Control => continue,
         };
         if snapshot.state.published() && plane.applied < needs {
-            let why = (plane.refused.iter().chain(&plane.problems).next()).map_or(String::new(), |why| format!(": {why}"));
-            reasons.push(format!(
-                "{} has applied generation {}, the ELB needs {needs}{why}",
-                plane.plane, plane.applied
-            ));
+            let why =
+                (plane.refused.iter().chain(&plane.problems).next()).map_or(String::new(), |why| format!(": {why}"));
+            reasons
+                .push(format!("{} has applied generation {}, the ELB needs {needs}{why}", plane.plane, plane.applied));
         }
         planes.push(PlaneReadiness {
             plane: plane.plane.to_string(),
@@ -268,8 +267,11 @@ async fn change(
     let writer = match &api.access {
         Access::Write(writer) => writer,
         Access::Follows(node) => {
-            return Err(Problem::new(StatusCode::FORBIDDEN, format!("this machine follows {node} and takes no changes"))
-                .hint(format!("send the same request to {node}")));
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                format!("this machine follows {node} and takes no changes"),
+            )
+            .hint(format!("send the same request to {node}")));
         }
     };
     let precondition = precondition(headers)?;
@@ -302,8 +304,10 @@ fn split(text: &str) -> (String, Option<String>) {
 fn named(name: Result<Path<String>, PathRejection>) -> Result<String, Problem> {
     match name {
         Ok(Path(name)) => Ok(name),
-        Err(error) => Err(Problem::new(StatusCode::BAD_REQUEST, error.body_text())
-            .hint("an ELB's name is 1 to 40 of a-z, 0-9 and -")),
+        Err(error) => {
+            Err(Problem::new(StatusCode::BAD_REQUEST, error.body_text())
+                .hint("an ELB's name is 1 to 40 of a-z, 0-9 and -"))
+        }
     }
 }
 
@@ -327,7 +331,9 @@ fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
     for value in headers.get_all(header::IF_NONE_MATCH) {
         match value.to_str().map(str::trim) {
             Ok("*") => precondition.absent = true,
-            _ => return Err(bad("If-None-Match", value).hint("If-None-Match takes only *: make it, but change nothing")),
+            _ => {
+                return Err(bad("If-None-Match", value).hint("If-None-Match takes only *: make it, but change nothing"));
+            }
         }
     }
     Ok(precondition)

@@ -45,8 +45,11 @@ fn process(page: &mut Page, view: &View, snapshot: &Snapshot) {
         .row(&[], u8::from(marathon.attached));
     page.counter("tidegate_marathon_events_total", "Messages of the event stream.").row(&[], marathon.events);
     page.counter("tidegate_marathon_snapshots_total", "Times that all apps were read.").row(&[], marathon.snapshots);
-    page.counter("tidegate_marathon_missed_events_total", "Differences that a full answer showed and no event had announced.")
-        .row(&[], state.missed_events);
+    page.counter(
+        "tidegate_marathon_missed_events_total",
+        "Differences that a full answer showed and no event had announced.",
+    )
+    .row(&[], state.missed_events);
     let alarms = view.alarms(snapshot);
     let mut rows = page.gauge("tidegate_control_alarm", "1 for each alarm that is raised now.");
     // An app's alarm is told by the part before the first colon, so that labels stay few.
@@ -58,7 +61,8 @@ fn process(page: &mut Page, view: &View, snapshot: &Snapshot) {
         rows = rows.row(&[("alarm", &kind)], count);
     }
     let planes = view.planes(snapshot);
-    let mut rows = page.gauge("tidegate_plane_generation_desired", "The newest generation that was given to the plane.");
+    let mut rows =
+        page.gauge("tidegate_plane_generation_desired", "The newest generation that was given to the plane.");
     for plane in &planes {
         rows = rows.row(&[("plane", &plane.plane)], plane.desired);
     }
@@ -66,7 +70,8 @@ fn process(page: &mut Page, view: &View, snapshot: &Snapshot) {
     for plane in &planes {
         rows = rows.row(&[("plane", &plane.plane)], plane.applied);
     }
-    let mut rows = page.gauge("tidegate_plane_problems", "Things that are wrong in the plane now; the status says which.");
+    let mut rows =
+        page.gauge("tidegate_plane_problems", "Things that are wrong in the plane now; the status says which.");
     for plane in &planes {
         rows = rows.row(&[("plane", &plane.plane)], plane.problems.len() + usize::from(plane.refused.is_some()));
     }
@@ -86,10 +91,8 @@ fn layer4(page: &mut Page, report: &tidegate_l4::Report) {
                 tidegate_l4::Protocol::Tcp => "tcp",
                 tidegate_l4::Protocol::Udp => "udp",
             };
-            rows = rows.row(
-                &[("vip", &frontend.vip), ("port", &frontend.port), ("protocol", &protocol)],
-                read(counters),
-            );
+            rows =
+                rows.row(&[("vip", &frontend.vip), ("port", &frontend.port), ("protocol", &protocol)], read(counters));
         }
     }
     let mut rows = page.counter("tidegate_l4_drops_total", "Packets dropped, by reason.");

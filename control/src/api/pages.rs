@@ -94,11 +94,15 @@ pub(super) async fn elb(
 ) -> Result<Markup, (StatusCode, Markup)> {
     let back = html! { p { a href="/" { "all ELBs" } } };
     let Path(name) = name.map_err(|error| {
-        (StatusCode::BAD_REQUEST, page("not a name", &html! { (back) h1 { "This is not a name" } p { (error.body_text()) } }))
+        (
+            StatusCode::BAD_REQUEST,
+            page("not a name", &html! { (back) h1 { "This is not a name" } p { (error.body_text()) } }),
+        )
     })?;
     let snapshot = api.view.now();
     let Some(elb) = snapshot.state.desired.elbs.get(&name) else {
-        let content = html! { (back) h1 { "There is no ELB " (name) } p { "Make it by " code { "tidegate elb create" } "." } };
+        let content =
+            html! { (back) h1 { "There is no ELB " (name) } p { "Make it by " code { "tidegate elb create" } "." } };
         return Err((StatusCode::NOT_FOUND, page("no such ELB", &content)));
     };
     let ready = readiness(&api.view, &snapshot, &name);

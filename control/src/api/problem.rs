@@ -36,7 +36,8 @@ impl Problem {
     }
 
     pub(super) fn no_elb(name: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("there is no ELB {name}")).hint("GET /v1/elbs lists those that there are")
+        Self::new(StatusCode::NOT_FOUND, format!("there is no ELB {name}"))
+            .hint("GET /v1/elbs lists those that there are")
     }
 }
 

@@ -63,7 +63,9 @@ impl Client {
         match serde_json::from_str::<ProblemBody>(&text) {
             Ok(ProblemBody { error, hint: Some(hint) }) => bail!("{error}\n  hint: {hint}"),
             Ok(ProblemBody { error, hint: None }) => bail!("{error}"),
-            Err(_) => bail!("{} answered {status}, and not as a tidegate does: does --api name the right port?", self.base),
+            Err(_) => {
+                bail!("{} answered {status}, and not as a tidegate does: does --api name the right port?", self.base)
+            }
         }
     }
 

@@ -1,10 +1,14 @@
 //! `tidegate elb ...`.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use http::{Method, StatusCode};
+use serde::Deserialize;
 
 use super::{
     Remote,
@@ -12,8 +16,7 @@ use super::{
     table::{pairs, table},
 };
 use crate::{
-    api::{ElbBody, ElbList},
-    cycle::ElbStatus,
+    api::{ElbList, Readiness},
     model::elb::{ElbSpec, Layer4, Layer7, PortPair, Rule, Scope, Target, Transport},
 };
 
@@ -93,6 +96,46 @@ enum ScopeArg {
     External,
 }
 
+/// An ELB as the API tells it: the part that is printed.
+#[derive(Debug, Deserialize)]
+struct Told {
+    name: String,
+    spec: ElbSpec,
+    vips: Vec<IpAddr>,
+    dns_name: String,
+    revision: u64,
+    readiness: Readiness,
+    status: Option<Status>,
+    #[serde(default)]
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Status {
+    ports: Vec<Port>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Port {
+    listen: String,
+    app: String,
+    target: String,
+    problem: Option<String>,
+    serving: usize,
+    draining: usize,
+    held: usize,
+    instances: Vec<Instance>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Instance {
+    id: String,
+    host: String,
+    addresses: Vec<SocketAddr>,
+    verdict: String,
+    reason: String,
+}
+
 pub(super) async fn main(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Create(create) => self::create(create).await,
@@ -108,7 +151,7 @@ async fn create(create: Create) -> anyhow::Result<()> {
     let query = if create.allow_missing { "?allow_missing=true" } else { "" };
     let body = serde_json::to_string(&spec(&create))?;
     let answer = client.ask(Method::PUT, &format!("{path}{query}"), Some(body)).await?;
-    let put: ElbBody = answer.read()?;
+    let put: Told = answer.read()?;
     let made = if answer.status == StatusCode::CREATED { "made" } else { "as asked for" };
     let (text, elb) = wait(&client, &path, answer.text, create.wait).await?;
     if client.json {
@@ -124,12 +167,12 @@ async fn create(create: Create) -> anyhow::Result<()> {
 }
 
 /// Until the ELB is ready, or the time is over; the last answer.
-async fn wait(client: &Client, path: &str, first: String, seconds: u64) -> anyhow::Result<(String, ElbBody)> {
+async fn wait(client: &Client, path: &str, first: String, seconds: u64) -> anyhow::Result<(String, Told)> {
     const PAUSE: Duration = Duration::from_millis(100);
     let mut text = first;
     let mut left = u32::try_from(seconds.min(3600) * 10).expect("at most 36,000");
     loop {
-        let elb: ElbBody = serde_json::from_str(&text)?;
+        let elb: Told = serde_json::from_str(&text)?;
         if elb.readiness.ready || left == 0 {
             return Ok((text, elb));
         }
@@ -188,7 +231,7 @@ fn path_of(name: &str) -> anyhow::Result<String> {
     Ok(format!("/v1/elbs/{name}"))
 }
 
-fn print_elb(elb: &ElbBody) {
+fn print_elb(elb: &Told) {
     let (kind, behind) = describe(&elb.spec);
     let ready = match elb.readiness.ready {
         true => "yes".to_owned(),
@@ -274,7 +317,8 @@ fn port_pair(text: &str) -> anyhow::Result<PortPair> {
         None => (ports, None),
         Some((listen, behind)) => (listen, Some(target(behind)?)),
     };
-    let listen = listen.parse().map_err(|_| anyhow!("{listen:?} is not a port from 1 to 65535: write it like 80:8080"))?;
+    let listen =
+        listen.parse().map_err(|_| anyhow!("{listen:?} is not a port from 1 to 65535: write it like 80:8080"))?;
     Ok(PortPair { listen, protocol, target: behind })
 }
 
@@ -290,9 +334,9 @@ fn target(text: &str) -> anyhow::Result<Target> {
 
 /// `shop.example.com/api=/shop/api:8080`, `/=/demo`.
 fn rule(text: &str) -> anyhow::Result<Rule> {
-    let (from, to) = text
-        .split_once('=')
-        .ok_or_else(|| anyhow!("a rule says which requests go to which job: write it like shop.example.com/=/shop/web"))?;
+    let (from, to) = text.split_once('=').ok_or_else(|| {
+        anyhow!("a rule says which requests go to which job: write it like shop.example.com/=/shop/web")
+    })?;
     let (host, path) = match from.find('/') {
         Some(at) => (&from[..at], &from[at..]),
         None => (from, "/"),
@@ -309,7 +353,7 @@ fn rule(text: &str) -> anyhow::Result<Rule> {
 }
 
 /// Each port with its instances.
-fn instances(status: &ElbStatus) -> String {
+fn instances(status: &Status) -> String {
     let ports: Vec<String> = status
         .ports
         .iter()

@@ -24,7 +24,9 @@ fn render(status: &StatusBody) -> String {
     let roles: Vec<String> = status.roles.iter().map(ToString::to_string).collect();
     let marathon = match (&status.marathon.unreachable, status.marathon.snapshot_at) {
         (Some(why), _) => format!("UNREACHABLE: {why}"),
-        (None, Some(at)) => format!("{}; all apps read at {at}", if status.marathon.attached { "attached" } else { "not attached" }),
+        (None, Some(at)) => {
+            format!("{}; all apps read at {at}", if status.marathon.attached { "attached" } else { "not attached" })
+        }
         (None, None) => "not reached yet".to_owned(),
     };
     let mut rows = vec![

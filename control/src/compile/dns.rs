@@ -195,3 +195,7 @@ fn service_names(app: &str, port: &crate::model::app::Port) -> Vec<String> {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "dns_tests.rs"]
+mod tests;

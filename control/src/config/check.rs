@@ -180,7 +180,9 @@ fn ports(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
         if !listen.ip().is_loopback() {
             findings.push(warning(
                 "api.listen",
-                format!("{listen} can be reached from other machines, and the API has no login: guard it by the network"),
+                format!(
+                    "{listen} can be reached from other machines, and the API has no login: guard it by the network"
+                ),
             ));
         }
     }
@@ -208,7 +210,9 @@ fn layer4(config: &Config, machine: &Machine, findings: &mut Vec<Finding>) {
             let there = there.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             findings.push(warning(
                 "l4.interfaces",
-                format!("there is no interface {wanted} here now (there are: {there}); layer 4 cannot start without it"),
+                format!(
+                    "there is no interface {wanted} here now (there are: {there}); layer 4 cannot start without it"
+                ),
             ));
         }
     }
@@ -264,11 +268,7 @@ mod tests {
 
     #[test]
     fn what_is_odd_is_a_warning() {
-        let bare = Machine {
-            interfaces: Some(["lo".to_owned()].into()),
-            root: Some(false),
-            bpf_mounted: Some(false),
-        };
+        let bare = Machine { interfaces: Some(["lo".to_owned()].into()), root: Some(false), bpf_mounted: Some(false) };
         let table: &[(&str, &str, &str)] = &[
             ("[l4]\ninterfaces = ['eth9']", "l4.interfaces", "no interface eth9"),
             ("", "roles", "needs root"),

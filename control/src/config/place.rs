@@ -17,14 +17,21 @@ pub struct Misfit {
 
 impl Misfit {
     pub(super) fn new(file: &Path, text: &str, error: &toml::de::Error) -> Self {
-        let at = error.span().map_or(0, |span| span.start);
+        let span = error.span().unwrap_or_default();
+        let at = span.start;
+        // A key that is there twice is only once in what was read.
+        let word = || text.get(span.clone()).filter(|word| is_key(word)).map(str::to_owned);
         Self {
             file: file.display().to_string(),
             line: line_at(text, at),
-            key: key_at(text, at).unwrap_or_default(),
+            key: key_at(text, at).or_else(word).unwrap_or_default(),
             what: advise(error.message()),
         }
     }
+}
+
+fn is_key(word: &str) -> bool {
+    word.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
 fn line_at(text: &str, at: usize) -> usize {

@@ -186,6 +186,7 @@ impl Turn<'_> {
         let lost = |asked: &Asked| now.duration_since(asked.at) >= LOST;
         if links.all.as_ref().is_some_and(lost) {
             links.all = None;
+            links.next = Some(now);
         }
         let lost: Vec<AppId> = links.apps.iter().filter(|(_, asked)| lost(asked)).map(|(id, _)| id.clone()).collect();
         let unknown = |at: &Timestamp| now.duration_since(*at) >= AGAIN;

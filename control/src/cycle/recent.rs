@@ -136,13 +136,18 @@ impl Recent {
         now: Timestamp,
     ) -> bool {
         let near = SignedDuration::from_secs(2);
-        let of_start = matches!((stamp, started_at), (Some(stamp), Some(start)) if stamp.duration_since(start) <= near);
         let seen = self.instance(id, now);
-        let awaited = seen.announced.is_none() && seen.running.is_some_and(|since| now.duration_since(since) < FRESH);
-        let repeated = stamp.is_some() && seen.announced == Some(stamp);
-        let start = of_start || awaited || repeated;
+        let first = seen.announced.is_none();
+        let start = match (stamp, started_at) {
+            // Not newer than what was heard: repeated, or out of order.
+            (Some(stamp), _) if seen.announced.flatten().is_some_and(|heard| heard >= stamp) => true,
+            (Some(stamp), Some(start)) if stamp.duration_since(start) <= near => true,
+            // Taken in by an event, which does not say when it started: the answer that was asked for will.
+            (Some(_), None) if first => true,
+            _ => first && seen.running.is_some_and(|since| now.duration_since(since) < FRESH),
+        };
         if start {
-            seen.announced = Some(stamp);
+            seen.announced = Some(stamp.max(seen.announced.flatten()));
         }
         !start
     }
@@ -153,17 +158,14 @@ impl Recent {
             && now.duration_since(*at) > KEPT
         {
             match self.order.pop_front() {
-                Some((at, Key::Instance(id))) => {
-                    if self.instances.get(&id).is_some_and(|seen| seen.at <= at) {
-                        self.instances.remove(&id);
-                    }
+                Some((at, Key::Instance(id))) if self.instances.get(&id).is_some_and(|seen| seen.at <= at) => {
+                    self.instances.remove(&id);
                 }
-                Some((at, Key::App(id))) => {
-                    if self.apps.get(&id).is_some_and(|seen| seen.at <= at) {
-                        self.apps.remove(&id);
-                    }
+                Some((at, Key::App(id))) if self.apps.get(&id).is_some_and(|seen| seen.at <= at) => {
+                    self.apps.remove(&id);
                 }
-                None => {}
+                // Seen again since: a later entry stands for it.
+                _ => {}
             }
         }
     }

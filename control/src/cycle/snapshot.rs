@@ -80,13 +80,14 @@ impl Turn<'_> {
         if self.state.links.disconnected {
             return;
         }
-        let total = self.state.observed.apps.len();
+        let comparable = |id: &AppId| !self.state.recent.outdates(id, asked_at);
+        let total = self.state.observed.apps.keys().filter(|id| comparable(id)).count();
         let gone: Vec<(AppId, bool)> = self
             .state
             .observed
             .apps
             .iter()
-            .filter(|(id, _)| !listed.contains(*id) && !self.state.recent.outdates(id, asked_at))
+            .filter(|(id, _)| !listed.contains(*id) && comparable(id))
             .map(|(id, app)| (id.clone(), lives(app)))
             .collect();
         let suspect = gone.len() * 2 > total;
@@ -121,6 +122,9 @@ impl Turn<'_> {
         let before = old.as_ref().map(|old| &old.instances);
         for (id, instance) in &merged.instances {
             let known = before.and_then(|before| before.get(id));
+            if count && known.is_none_or(|known| known.state != instance.state) && !self.state.recent.knows(id) {
+                self.state.unexplained.insert(id.clone(), self.now);
+            }
             // Whether it has just begun to run: then its event may still come, and is no sign of stopping.
             if instance.state == TaskState::Running && known.is_none_or(|known| known.state != TaskState::Running) {
                 let old_news =
@@ -128,9 +132,6 @@ impl Turn<'_> {
                 if !old_news && !self.first_look {
                     self.state.recent.runs(id, self.now);
                 }
-            }
-            if count && known.is_none_or(|known| known.state != instance.state) && !self.state.recent.knows(id) {
-                self.state.unexplained.insert(id.clone(), self.now);
             }
         }
         if count && let Some(before) = before {
@@ -150,13 +151,13 @@ impl Turn<'_> {
         self.state.doubts.get(id).is_some_and(|since| self.now.duration_since(*since) >= patience)
     }
 
-    fn believe_or_doubt(&mut self, doubted: BTreeSet<AppId>) {
+    pub(super) fn believe_or_doubt(&mut self, doubted: BTreeSet<AppId>) {
         let before = std::mem::take(&mut self.state.doubts);
         let since = |id: &AppId| before.get(id).copied().unwrap_or(self.now);
         self.state.doubts = doubted.iter().map(|id| (id.clone(), since(id))).collect();
         let Some(oldest) = self.state.doubts.values().min().copied() else {
+            self.calm("empty-answer");
             if !before.is_empty() {
-                self.calm("empty-answer");
                 self.note(format!(
                     "{} apps are no longer in doubt: Marathon lists them, or has said long enough that they are empty",
                     before.len()

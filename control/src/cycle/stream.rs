@@ -78,8 +78,11 @@ impl Turn<'_> {
             StreamEvent::Gone { app, instance } => self.ends(&app, &instance),
             StreamEvent::AppTerminated { app } => {
                 self.state.recent.bury_app(&app, self.now);
-                self.state.doubts.remove(&app);
                 self.remove_app(&app);
+                if self.state.doubts.contains_key(&app) {
+                    let others = self.state.doubts.keys().filter(|doubted| **doubted != app).cloned().collect();
+                    self.believe_or_doubt(others);
+                }
             }
             StreamEvent::AppsChanged { apps } => apps.iter().for_each(|app| self.fetch_app(app)),
             // New apps of the group are in no list here: only the full one tells.

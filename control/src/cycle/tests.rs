@@ -290,9 +290,8 @@ fn refetches_of_one_app_are_not_sent_twice_and_none_is_lost() {
     let fetch = Effect::FetchApp(WEB.into());
     assert!(world.tell(changed()).contains(&fetch));
     assert!(!world.tell(changed()).contains(&fetch), "one is on its way");
-    let answer = |asked_at| {
-        Event::Marathon(Marathon::App { id: WEB.into(), app: Some(app(WEB, [instance(1)])), asked_at })
-    };
+    let answer =
+        |asked_at| Event::Marathon(Marathon::App { id: WEB.into(), app: Some(app(WEB, [instance(1)])), asked_at });
     world.pass(1);
     assert!(world.tell(answer(world.now)).contains(&fetch), "it was asked for before the second change");
     assert!(!world.tell(answer(world.now)).contains(&fetch));
@@ -326,7 +325,7 @@ fn an_old_version_waits_for_its_own_definition() {
     definition.ports[0].container = 9090;
     let told = Marathon::Definition { app: WEB.into(), version: "v0".into(), definition };
     world.tell(Event::Marathon(told));
-    assert_eq!(world.active(), [1], "the ELB asks for 8080, which the old version does not name: its own port");
+    assert_eq!(world.active(), [1, 3], "no mapping of the old version names 8080: it is the container's own port");
     assert_eq!(world.state.observed.apps[WEB].definitions.len(), 2);
     world.pass(10);
     world.tell(snapshot(vec![app(WEB, [instance(1)])], world.now));
@@ -395,7 +394,8 @@ fn the_status_says_of_each_instance_what_is_done_and_why() {
     let port = &status.ports[0];
     assert_eq!((port.listen.as_str(), port.target.as_str()), ("tcp 80", "8080"));
     assert_eq!((port.serving, port.draining, port.held, &port.problem), (1, 1, 1, &None));
-    let said: Vec<_> = port.instances.iter().map(|i| (i.verdict, i.reason.as_str(), i.addresses.len())).collect();
+    let said: Vec<_> =
+        port.instances.iter().map(|i| (i.verdict.as_str(), i.reason.as_str(), i.addresses.len())).collect();
     let expected = [
         ("drain", "it is being killed", 1),
         ("serve", "it runs and is healthy", 1),

@@ -12,7 +12,7 @@ use super::store::Store;
 use crate::{
     model::{
         desired::Desired,
-        elb::{Elbs, ElbName},
+        elb::{ElbName, Elbs},
     },
     view::View,
     writer::Decree,

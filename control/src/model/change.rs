@@ -301,3 +301,7 @@ fn distance(a: &str, b: &str) -> usize {
     }
     row[b.len()]
 }
+
+#[cfg(test)]
+#[path = "change_tests.rs"]
+mod tests;

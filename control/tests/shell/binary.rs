@@ -67,7 +67,8 @@ fn an_elb_lives_through_the_command_line_a_stop_and_a_restart() {
     let config = config(directory.path(), "");
     let mut tidegate = start(&config, "control");
     let api = tidegate.url.clone();
-    let create = ["elb", "create", "demo", "--type", "layer4", "--app", "/demo", "--port", "80:8080", "--wait", "0", "--api"];
+    let create =
+        ["elb", "create", "demo", "--type", "layer4", "--app", "/demo", "--port", "80:8080", "--wait", "0", "--api"];
     let (good, text) = say(&[&create[..], &[&api]].concat());
     assert!(good && text.contains("127.77.0.1") && text.contains("demo.elb.mesos"), "{text}");
     let (good, text) = say(&["elb", "list", "--api", &api]);

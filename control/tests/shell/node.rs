@@ -76,14 +76,8 @@ impl Node {
         tokio::spawn(conductor.run(event_out, decrees, stop.clone()));
         let access = match follows {
             Some(node) => {
-                let pull = follow::follow(
-                    node.clone(),
-                    kept.desired,
-                    store.clone(),
-                    view.clone(),
-                    decree_in,
-                    stop.clone(),
-                );
+                let pull =
+                    follow::follow(node.clone(), kept.desired, store.clone(), view.clone(), decree_in, stop.clone());
                 tokio::spawn(pull);
                 Access::Follows(node)
             }
@@ -92,8 +86,13 @@ impl Node {
                     internal: vec!["10.77.100.0/24".parse().unwrap(), "fd77:0:100::/64".parse().unwrap()],
                     external: vec![],
                 };
-                let clerk =
-                    Clerk { current: kept.desired, store: store.clone(), pools, view: view.clone(), decrees: decree_in };
+                let clerk = Clerk {
+                    current: kept.desired,
+                    store: store.clone(),
+                    pools,
+                    view: view.clone(),
+                    decrees: decree_in,
+                };
                 let (writer, work) = clerk.open();
                 tokio::spawn(work);
                 Access::Write(writer)

@@ -168,8 +168,7 @@ impl Tables for Maps {
             fib.__bindgen_anon_4.ipv6_dst = destination.0;
         }
         // SAFETY: the context is the kernel's, and `fib` is as long as the helper is told.
-        let answer =
-            unsafe { bpf_fib_lookup(self.context.cast(), &raw mut fib, size_of::<FibLookup>() as i32, 0) };
+        let answer = unsafe { bpf_fib_lookup(self.context.cast(), &raw mut fib, size_of::<FibLookup>() as i32, 0) };
         match answer as u32 {
             BPF_FIB_LKUP_RET_SUCCESS => {
                 Ok(Hop { ifindex: fib.ifindex, source_mac: fib.smac, destination_mac: fib.dmac })

@@ -111,8 +111,7 @@ impl Lab {
         };
         let client = machine("client", "10.77.0.10", "fd77::10");
         let appliance = machine("appl", "10.77.0.1", "fd77::1");
-        let reals =
-            [machine("a", "10.77.1.1", "fd77:0:1::1"), machine("b", "10.77.1.2", "fd77:0:1::2")];
+        let reals = [machine("a", "10.77.1.1", "fd77:0:1::1"), machine("b", "10.77.1.2", "fd77:0:1::2")];
         // Frames that leave the XDP device must be whole: its driver drops the kernel's promise of a later checksum.
         switch.command("ethtool", "-K p-appl tx off");
         // And its peer needs a program to be able to take what XDP transmits.

@@ -1,6 +1,6 @@
 //! Pool to upstream, again for each try.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use pingora_core::{
     ErrorType,
@@ -8,7 +8,7 @@ use pingora_core::{
 };
 
 use super::{Answer, Life};
-use crate::config::Config;
+use crate::{config::Config, upgrade};
 
 /// How long an unused connection to an upstream is kept. Shorter than the five seconds after which Node.js closes
 /// its side: a POST sent on a connection that is being closed is lost and must not be sent again.
@@ -65,13 +65,22 @@ pub(crate) fn unavailable(life: &Life) -> Answer {
 /// How to connect and how long to wait. The upstreams' side is HTTP/1.1.
 pub(crate) fn peer(address: SocketAddr, upgrade: bool, config: &Config) -> HttpPeer {
     let mut peer = HttpPeer::new(address, false, String::new());
+    let connect = Duration::from_millis(config.connect_timeout_ms);
     let silence = Duration::from_millis(config.upstream_read_timeout_ms);
-    let silence = if upgrade { silence.max(TUNNEL_SILENCE) } else { silence };
     let options: &mut PeerOptions = &mut peer.options;
-    options.connection_timeout = Some(Duration::from_millis(config.connect_timeout_ms));
+    options.connection_timeout = Some(connect);
+    // By default Pingora waits for ever for an upstream that does not answer, or does not read.
     options.read_timeout = Some(silence);
-    // By default Pingora waits for ever for an upstream that does not read.
     options.write_timeout = Some(silence);
     options.idle_timeout = Some(KEEP_IDLE);
+    if upgrade {
+        options.read_timeout = Some(silence.max(TUNNEL_SILENCE));
+        options.custom_l4 = Some(Arc::new(upgrade::Connect));
+        // The one that holds for a connector of ours.
+        options.total_connection_timeout = Some(connect);
+        // A connection of its own, from and for nobody else.
+        options.idle_timeout = Some(Duration::ZERO);
+        peer.group_key = fastrand::u64(1..);
+    }
     peer
 }

@@ -22,10 +22,10 @@ use crate::{
 pub(crate) struct Life {
     /// The listener that it came in by.
     pub(crate) site: Option<Arc<Site>>,
+    /// The upstream that has it now. Before the pool, so that it is given back first: a pool without requests has no busy upstream.
+    pub(crate) upstream: Option<UpstreamVisit>,
     /// The pool that its route leads to.
     pub(crate) pool: Option<PoolVisit>,
-    /// The upstream that has it now.
-    pub(crate) upstream: Option<UpstreamVisit>,
     /// Who did not take the connection.
     pub(crate) tried: Vec<SocketAddr>,
     /// How the last of them failed, in words.

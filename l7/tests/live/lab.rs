@@ -78,7 +78,8 @@ impl Lab {
 
     pub(crate) async fn end(self) {
         self.stop.cancel();
-        timeout(DEADLINE, self.running).await.expect("the plane should stop").unwrap().unwrap();
+        let ended = timeout(DEADLINE, self.running).await.expect("the plane should stop");
+        ended.expect("the plane should not panic").expect("the plane should end well");
     }
 }
 

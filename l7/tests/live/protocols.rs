@@ -76,23 +76,28 @@ async fn large_bodies_pass_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_passes_through() {
+async fn websockets_pass_through_however_quick_the_upstream_is() {
+    const CONNECTIONS: u64 = 50;
     let address = fresh_address();
     let (mut lab, _server) = one_server(address).await;
-    let mut connection = Connection::to(address).await.unwrap();
     let upgrade = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    assert_eq!(connection.ask(upgrade).await.unwrap().status, 101);
-    for round in 0..20_u8 {
-        connection.tcp.write_all(&[round; 1000]).await.unwrap();
-        let mut back = [0; 1000];
-        connection.tcp.read_exact(&mut back).await.unwrap();
-        assert_eq!(back, [round; 1000]);
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = Connection::to(address).await.unwrap();
+        assert_eq!(connection.ask(upgrade).await.unwrap().status, 101);
+        for round in 0..5_u8 {
+            connection.tcp.write_all(&[round; 1000]).await.unwrap();
+            let mut back = [0; 1000];
+            connection.tcp.read_exact(&mut back).await.unwrap();
+            assert_eq!(back, [round; 1000]);
+        }
+        connections.push(connection);
     }
-    lab.until(|report| report.pools["shop"].in_flight == 1).await;
-    drop(connection);
+    lab.until(|report| report.pools["shop"].in_flight == CONNECTIONS).await;
+    drop(connections);
     let report = lab.until(|report| report.pools["shop"].in_flight == 0).await;
-    assert_eq!(report.pools["shop"].status, [1, 0, 0, 0, 0]);
+    assert_eq!(report.pools["shop"].status, [CONNECTIONS, 0, 0, 0, 0]);
     lab.end().await;
 }
 
@@ -105,9 +110,9 @@ async fn run(program: &str, needs: &str, package: &str, arguments: &[&str]) -> O
         eprintln!("skipped: there is no {program} with {needs} here (apt-get install {package})");
         return None;
     }
-    let output = Command::new(program).args(arguments).output().await.unwrap();
+    let output = Command::new(program).args(arguments).output().await.expect("it ran for its version");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    Some(String::from_utf8(output.stdout).unwrap())
+    Some(String::from_utf8(output.stdout).expect("it prints text"))
 }
 
 /// One request with HTTP/2 by prior knowledge. (Two on one connection are more than curl 7.88 can do.)

@@ -9,7 +9,7 @@ fn an_empty_answer_withdraws_nothing_and_raises_an_alarm() {
     load.wait_for_answers(20);
     let quiet = stage.appliance.alarms().unwrap();
     load.mark("empty");
-    stage.cluster.marathon().set_faults(Faults { empty: true, ..Faults::default() });
+    stage.cluster.standin().set_faults(Faults { empty: true, ..Faults::default() });
     stage
         .appliance
         .poll("an alarm is raised", |appliance| Ok(appliance.alarms()?.iter().any(|key| key.contains("empty"))))
@@ -18,7 +18,7 @@ fn an_empty_answer_withdraws_nothing_and_raises_an_alarm() {
     load.wait_for_answers(200);
     assert_eq!(stage.appliance.status().unwrap()["instances"], 3, "the last good list stays");
     load.mark("back");
-    stage.cluster.marathon().set_faults(Faults::default());
+    stage.cluster.standin().set_faults(Faults::default());
     stage.appliance.poll("the alarm is over", |appliance| Ok(appliance.alarms()? == quiet)).unwrap();
     let back = load.so_far().marked("back");
     load.wait_for_answers(25);

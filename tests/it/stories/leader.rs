@@ -10,7 +10,7 @@ fn a_new_leader_changes_nothing_and_is_followed() {
     load.mark("fail over");
     // For a second the new leader answers with no apps at all, as some versions did.
     let how = FailOver { empty_ms: 1_000, ..FailOver::default() };
-    stage.cluster.wait(stage.cluster.marathon().fail_over(how));
+    stage.cluster.wait(stage.cluster.standin().fail_over(how));
     load.mark("new leader");
     load.wait_for_answers(100);
     load.mark("3 to 4");

@@ -11,7 +11,7 @@ mod scale;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -94,17 +94,18 @@ impl Stage {
 
     /// Waits until exactly these many instances, and no others, have answered for a while.
     pub(crate) fn served_by(&self, load: &Load, instances: usize) -> BTreeSet<String> {
-        let mut seen = BTreeSet::new();
-        for _ in 0..60 {
+        // Longer than the 30 seconds after which a full list is asked for without reason.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
             let from = load.so_far().served_by.values().map(|served| served.last).max().unwrap_or_default();
             load.wait_for_answers(25);
             let account = load.so_far();
-            seen = account.served_since(from + Duration::from_millis(1)).into_iter().map(str::to_owned).collect();
+            let seen = account.served_since(from + Duration::from_millis(1));
             if seen.len() == instances {
-                return seen;
+                return seen.into_iter().map(str::to_owned).collect();
             }
+            assert!(Instant::now() < deadline, "{instances} instances should serve, but these do: {seen:?}\n{account}");
         }
-        panic!("{instances} instances should serve, but these do: {seen:?}\n{}", load.so_far());
     }
 }
 

@@ -35,7 +35,7 @@ fn a_tidegate_that_starts_without_marathon_serves_what_it_remembers() {
     let status = stage.appliance.stop();
     assert!(status.is_some_and(|status| status.success()), "SIGTERM ends it in good order: {status:?}");
     let down = tidegate_tests::marathon::Faults { hang: vec!["/".to_owned()], ..Default::default() };
-    stage.cluster.marathon().set_faults(down);
+    stage.cluster.standin().set_faults(down);
     stage.appliance.restart().unwrap();
     stage.appliance.wait_ready("demo-l4").unwrap();
     stage.appliance.wait_ready("demo-l7").unwrap();

@@ -25,7 +25,7 @@ fn a_rolling_deployment_with_readiness_loses_nothing() {
     let serving = stage.served_by(&load, 3);
     let account = load.stop();
     account.assert_lossless();
-    for task in stage.cluster.marathon().tasks(APP) {
+    for task in stage.cluster.standin().tasks(APP) {
         let id = task.task_id();
         assert!(serving.contains(&id), "{id} of the new version does not serve: {serving:?}");
         // The process starts a moment before Marathon says so.

@@ -51,7 +51,8 @@ struct Simulation {
     truth: Truth,
     desired: Desired,
     wire: Vec<Event>,
-    asked: Vec<(Fetch, Timestamp)>,
+    /// Requests; for some the answer is written at once and comes late.
+    asked: Vec<(Fetch, Timestamp, Option<Event>)>,
     /// Whose end was heard of.
     dead: BTreeSet<u32>,
 }
@@ -88,9 +89,6 @@ impl Simulation {
 
     fn tell(&mut self, event: Event) {
         let before = self.world.state.compiled.clone();
-        if let Event::Marathon(Marathon::Snapshot { .. } | Marathon::App { .. }) = &event {
-            // An answer may bring back who was reported dead by mistake; ours never is.
-        }
         let text = format!("seed {}: {event:?}", self.seed);
         let effects = self.world.tell(event);
         let after = &self.world.state.compiled;
@@ -119,7 +117,8 @@ impl Simulation {
 
     fn obey(&mut self, effect: Effect) {
         if let Some(fetch) = effect.fetch() {
-            self.asked.push((fetch, self.world.now));
+            let early = self.dice.bool().then(|| self.truthful(&fetch, self.world.now));
+            self.asked.push((fetch, self.world.now, early));
         } else if let Effect::Probe { app, instance, .. } = effect {
             self.wire.push(Event::Probed { app, instance, open: self.dice.u8(..) < 200 });
         }
@@ -228,20 +227,30 @@ impl Simulation {
         if self.asked.is_empty() {
             return;
         }
-        let (fetch, asked_at) = self.asked.remove(self.dice.usize(..self.asked.len()));
+        let (fetch, asked_at, early) = self.asked.remove(self.dice.usize(..self.asked.len()));
         match fetch {
             Fetch::All if !honest => self.lie(asked_at),
-            Fetch::All => self.tell(snapshot(self.truth.list(), asked_at)),
-            Fetch::App(id) => {
-                let app = self.truth.one(&id);
-                self.tell(Event::Marathon(Marathon::App { id, app, asked_at }));
+            _ => {
+                let answer = early.unwrap_or_else(|| self.truthful(&fetch, asked_at));
+                self.tell(answer);
             }
+        }
+    }
+
+    fn truthful(&self, fetch: &Fetch, asked_at: Timestamp) -> Event {
+        match fetch {
+            Fetch::All => snapshot(self.truth.list(), asked_at),
+            Fetch::App(id) => Event::Marathon(Marathon::App { id: id.clone(), app: self.truth.one(id), asked_at }),
             Fetch::Definition { .. } => panic!("seed {}: all run one version", self.seed),
         }
     }
 
     fn lie(&mut self, asked_at: Timestamp) {
-        let serving = |world: &World| (world.active(), world.state.compiled.l7.pools.clone());
+        let serving = |world: &World| {
+            let pools = world.state.compiled.l7.pools.values().flat_map(|pool| pool.upstreams.clone());
+            let active = |upstream: &tidegate_l7::Upstream| upstream.state == tidegate_l7::UpstreamState::Active;
+            (world.active(), pools.filter(active).collect::<Vec<_>>())
+        };
         let before = serving(&self.world);
         self.tell(snapshot(Vec::new(), asked_at));
         assert_eq!(serving(&self.world), before, "seed {}: an empty answer withdraws nothing", self.seed);

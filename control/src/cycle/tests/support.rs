@@ -52,7 +52,8 @@ impl World {
 
     pub(super) fn reals(&self, wanted: RealState) -> Vec<u32> {
         let reals = self.state.compiled.l4.services.values().flat_map(|service| &service.reals);
-        let mut numbers: Vec<u32> = reals.filter(|real| real.state == wanted).map(|real| number(real.address)).collect();
+        let mut numbers: Vec<u32> =
+            reals.filter(|real| real.state == wanted).map(|real| number(real.address)).collect();
         numbers.sort_unstable();
         numbers.dedup();
         numbers

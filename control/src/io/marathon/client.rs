@@ -126,7 +126,8 @@ impl Client {
             if let Some((user, password)) = self.login.as_ref().filter(|_| !in_clear) {
                 request = request.basic_auth(user, Some(password));
             }
-            let response = request.send().await.map_err(reqwest::Error::without_url).with_context(|| format!("asking {url}"))?;
+            let response =
+                request.send().await.map_err(reqwest::Error::without_url).with_context(|| format!("asking {url}"))?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }

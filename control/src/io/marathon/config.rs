@@ -62,8 +62,7 @@ impl MarathonConfig {
         if self.urls.is_empty() {
             bail!("urls under [marathon] is empty: list at least one, such as \"http://10.0.0.2:8080\"");
         }
-        for (name, value) in
-            [("resync_s", self.resync_s), ("timeout_s", self.timeout_s), ("silence_s", self.silence_s)]
+        for (name, value) in [("resync_s", self.resync_s), ("timeout_s", self.timeout_s), ("silence_s", self.silence_s)]
         {
             if value == 0 {
                 bail!("{name} under [marathon] is 0: use at least 1");

@@ -192,17 +192,24 @@ fn stream_event(kind: &str, raw: &Raw) -> Option<StreamEvent> {
         // Of one check; the instance's own event follows. Versions that give a task id have no such event. A failure
         // that flips nothing moves the count of failures, which only the app's answer has.
         "health_status_changed_event" if raw.instance_id.is_some() => None,
-        "health_status_changed_event" | "failed_health_check_event" | "add_health_check_event"
+        "health_status_changed_event"
+        | "failed_health_check_event"
+        | "add_health_check_event"
         | "remove_health_check_event" => changed(raw.app().into_iter().collect()),
         "api_post_event" => changed(raw.app_definition.iter().map(|app| app.id.clone()).collect()),
         "group_change_success" => Some(StreamEvent::GroupChanged { group: raw.group_id.clone()? }),
-        "deployment_info" | "deployment_step_success" | "deployment_step_failure" | "deployment_success"
+        "deployment_info"
+        | "deployment_step_success"
+        | "deployment_step_failure"
+        | "deployment_success"
         | "deployment_failed" => {
             // Old versions end a deployment with its id only: it may have been of any app.
             changed(raw.planned_apps()).or_else(|| Some(StreamEvent::GroupChanged { group: "/".to_owned() }))
         }
         "scheduler_disconnected_event" => Some(StreamEvent::SchedulerDisconnected(true)),
-        "scheduler_registered_event" | "scheduler_reregistered_event" => Some(StreamEvent::SchedulerDisconnected(false)),
+        "scheduler_registered_event" | "scheduler_reregistered_event" => {
+            Some(StreamEvent::SchedulerDisconnected(false))
+        }
         _ => None,
     }
 }
@@ -229,9 +236,8 @@ mod tests {
     fn each_kind_of_message_is_understood() {
         let app: AppId = "/shop/web".into();
         let instance: InstanceId = INSTANCE.into();
-        let apps = |ids: &[&str]| {
-            Some(StreamEvent::AppsChanged { apps: ids.iter().map(|id| AppId::from(*id)).collect() })
-        };
+        let apps =
+            |ids: &[&str]| Some(StreamEvent::AppsChanged { apps: ids.iter().map(|id| AppId::from(*id)).collect() });
         let health = |healthy| Some(StreamEvent::Health { app: app.clone(), instance: instance.clone(), healthy });
         let at = "2026-11-24T03:00:00.123Z";
         let changed = StreamEvent::InstanceChanged {

@@ -11,6 +11,8 @@ mod config;
 mod event;
 mod read;
 mod sse;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
@@ -95,11 +97,7 @@ async fn read_for_ever(client: Arc<Client>, silence: Duration, queue: mpsc::Send
     }
 }
 
-async fn read_stream(
-    client: &Client,
-    silence: Duration,
-    queue: &mpsc::Sender<Marathon>,
-) -> anyhow::Result<()> {
+async fn read_stream(client: &Client, silence: Duration, queue: &mpsc::Sender<Marathon>) -> anyhow::Result<()> {
     let mut response = client.open_stream(&event::stream_path()).await?;
     let from = response.url().clone();
     let mut messages = sse::Messages::default();
@@ -191,7 +189,8 @@ async fn fetch_one(client: &Client, fetch: &Fetch) -> anyhow::Result<Marathon> {
         }
         Fetch::Definition { app, version } => {
             let path = format!("/v2/apps{}/versions/{version}", encoded(app));
-            let body = client.get(&path).await?.with_context(|| format!("Marathon has no version {version} of {app}"))?;
+            let body =
+                client.get(&path).await?.with_context(|| format!("Marathon has no version {version} of {app}"))?;
             let definition = apps::decode_definition(&body)?;
             Ok(Marathon::Definition { app: app.clone(), version: version.clone(), definition })
         }
