@@ -1,5 +1,7 @@
 //! The Marathon stand-in does what Marathon does, to the byte where clients look at bytes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here, also in its helpers")]
+
 mod apps;
 mod client;
 mod events;

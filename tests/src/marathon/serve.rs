@@ -15,6 +15,7 @@ use axum::{extract::connect_info::Connected, serve::IncomingStream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -23,7 +24,9 @@ use super::events::Receipt;
 /// An endpoint's listener and the switch that takes it down and up.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    listener: TcpListener,
+    socket: std::net::TcpListener,
+    /// None while the endpoint is down: tokio never forgets that a socket was shut down, and would spin on it.
+    listener: Option<TcpListener>,
     node: Arc<Node>,
 }
 
@@ -31,7 +34,7 @@ pub(crate) struct Endpoint {
 pub(crate) struct Node {
     fd: RawFd,
     /// Cancelled to cut all connections; a new one for each life of the endpoint.
-    alive: Mutex<CancellationToken>,
+    alive: watch::Sender<CancellationToken>,
 }
 
 /// What a request knows of its connection.
@@ -50,32 +53,35 @@ pub(crate) struct Io {
 }
 
 impl Endpoint {
-    pub(crate) fn new(listener: std::net::TcpListener, stop: &CancellationToken) -> io::Result<(Self, Arc<Node>)> {
-        listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
-        let node = Arc::new(Node { fd: listener.as_raw_fd(), alive: Mutex::new(stop.child_token()) });
-        Ok((Endpoint { listener, node: node.clone() }, node))
+    pub(crate) fn new(socket: std::net::TcpListener, stop: &CancellationToken) -> io::Result<(Self, Arc<Node>)> {
+        socket.set_nonblocking(true)?;
+        let node = Arc::new(Node { fd: socket.as_raw_fd(), alive: watch::Sender::new(stop.child_token()) });
+        Ok((Endpoint { socket, listener: None, node: node.clone() }, node))
+    }
+
+    /// One connection, or an error that may pass.
+    async fn accept_one(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        if self.listener.is_none() {
+            self.listener = Some(TcpListener::from_std(self.socket.try_clone()?)?);
+        }
+        self.listener.as_ref().expect("just made").accept().await
     }
 }
 
 impl Node {
-    fn alive(&self) -> CancellationToken {
-        self.alive.lock().expect("nobody panics with it").clone()
-    }
-
     /// Refuses connections and cuts those there are, as a process that died.
     pub(crate) fn down(&self) {
+        self.alive.borrow().cancel();
         // On Linux a listening socket that is shut down refuses, and keeps its port if that was asked for by number;
         // listening again revives it.
-        // SAFETY: the descriptor belongs to the endpoint's listener, which lives as long as the stand-in serves.
+        // SAFETY: the descriptor belongs to the endpoint's socket, which lives as long as the stand-in serves.
         unsafe { libc::shutdown(self.fd, libc::SHUT_RD) };
-        self.alive().cancel();
     }
 
     pub(crate) fn up(&self, stop: &CancellationToken) {
-        *self.alive.lock().expect("nobody panics with it") = stop.child_token();
         // SAFETY: as above.
         unsafe { libc::listen(self.fd, 1024) };
+        self.alive.send_replace(stop.child_token());
     }
 }
 
@@ -84,23 +90,36 @@ impl axum::serve::Listener for Endpoint {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Io, SocketAddr) {
+        let mut lives = self.node.alive.subscribe();
         loop {
-            match self.listener.accept().await {
-                Ok((stream, remote)) => {
+            let alive = lives.borrow_and_update().clone();
+            let accepted = tokio::select! {
+                biased;
+                () = alive.cancelled() => None,
+                accepted = self.accept_one() => Some(accepted),
+            };
+            match accepted {
+                None => {
+                    self.listener = None;
+                    if lives.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                Some(Ok((stream, remote))) => {
                     // Events are small and each matters at once.
                     _ = stream.set_nodelay(true);
-                    let cut = self.node.alive().child_token();
+                    let cut = alive.child_token();
                     let connection = Connection { remote, cut: cut.clone(), receipts: Arc::default() };
                     return (Io { stream, connection, cut: Box::pin(cut.cancelled_owned()) }, remote);
                 }
-                // Down, or out of descriptors: both may pass.
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                // Out of descriptors, most likely: that may pass.
+                Some(Err(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.socket.local_addr()
     }
 }
 
