@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where to answer, over UDP and TCP. A wildcard address stands for every address of the machine, each bound by
-    /// itself, so that replies leave from the address that was asked.
+    /// itself, so that replies leave from the address that was asked; not for VIPs (addresses of a single host beside a
+    /// network's), which have services of their own.
     pub listen: Vec<SocketAddr>,
     /// The largest UDP reply in bytes, whatever the client offers (DNS flag day 2020: 1232).
     pub udp_payload: u16,

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -22,6 +22,11 @@ use hickory_server::{
     net::runtime::Time,
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
     zone_handler::MessageResponseBuilder,
+};
+use nix::{
+    ifaddrs::InterfaceAddress,
+    net::if_::InterfaceFlags,
+    sys::socket::{AddressFamily, SockaddrLike},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -231,8 +236,10 @@ fn expand(configured: &[SocketAddr]) -> anyhow::Result<BTreeSet<(SocketAddr, boo
             wanted.insert((*address, false));
             continue;
         }
-        let interfaces = nix::ifaddrs::getifaddrs().context("listing this machine's addresses for DNS")?;
-        for local in interfaces.filter_map(|interface| interface.address) {
+        let interfaces: Vec<_> =
+            nix::ifaddrs::getifaddrs().context("listing this machine's addresses for DNS")?.collect();
+        for interface in &interfaces {
+            let Some(local) = interface.address.filter(|_| !is_extra(interface, &interfaces)) else { continue };
             let local = match (address.ip(), local.as_sockaddr_in(), local.as_sockaddr_in6()) {
                 (IpAddr::V4(_), Some(v4), _) => SocketAddr::V4(SocketAddrV4::new(v4.ip(), address.port())),
                 (IpAddr::V6(_), _, Some(v6)) => {
@@ -247,6 +254,33 @@ fn expand(configured: &[SocketAddr]) -> anyhow::Result<BTreeSet<(SocketAddr, boo
     let strict: BTreeSet<SocketAddr> = wanted.iter().filter(|(_, freebind)| !freebind).map(|(a, _)| *a).collect();
     wanted.retain(|(address, freebind)| !freebind || !strict.contains(address));
     Ok(wanted)
+}
+
+/// An address of one host beside one of a network, on the same interface and of the same family: somebody's VIP or
+/// alias, for a service of its own. There may be thousands.
+fn is_extra(interface: &InterfaceAddress, all: &[InterfaceAddress]) -> bool {
+    let loopback = interface.flags.contains(InterfaceFlags::IFF_LOOPBACK);
+    !loopback
+        && is_host(interface) == Some(true)
+        && all.iter().any(|other| {
+            other.interface_name == interface.interface_name
+                && family(other) == family(interface)
+                && is_host(other) == Some(false)
+        })
+}
+
+fn family(interface: &InterfaceAddress) -> Option<AddressFamily> {
+    interface.address.as_ref().and_then(SockaddrLike::family)
+}
+
+/// Whether the mask leaves room for one host alone.
+fn is_host(interface: &InterfaceAddress) -> Option<bool> {
+    let mask = interface.netmask?;
+    match (mask.as_sockaddr_in(), mask.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(v4.ip() == Ipv4Addr::BROADCAST),
+        (_, Some(v6)) => Some(v6.ip().to_bits() == u128::MAX),
+        _ => None,
+    }
 }
 
 /// One port for both. A zero port is chosen by the kernel for TCP, and may be taken for UDP: then another is tried.
@@ -324,5 +358,32 @@ mod tests {
         let wanted = expand(&["0.0.0.0:5300".parse().unwrap(), named]).unwrap();
         assert!(wanted.iter().all(|(address, _)| !address.ip().is_unspecified() && address.is_ipv4()), "{wanted:?}");
         assert_eq!(wanted.iter().filter(|(address, _)| *address == named).collect::<Vec<_>>(), [&(named, false)]);
+    }
+
+    #[test]
+    fn an_address_of_one_host_beside_a_network_is_somebody_elses() {
+        let interface = |name: &str, address: &str, mask: &str| {
+            let socket = |text: &str| SocketAddr::new(text.parse().unwrap(), 0).into();
+            InterfaceAddress {
+                interface_name: name.to_owned(),
+                flags: if name == "lo" { InterfaceFlags::IFF_LOOPBACK } else { InterfaceFlags::empty() },
+                address: Some(socket(address)),
+                netmask: Some(socket(mask)),
+                broadcast: None,
+                destination: None,
+            }
+        };
+        let one = "255.255.255.255";
+        let all = [
+            interface("lo", "10.0.0.1", one),
+            interface("lo", "127.0.0.1", "255.0.0.0"),
+            interface("eth0", "10.77.0.1", "255.255.0.0"),
+            interface("eth0", "10.77.100.1", one),
+            interface("eth0", "fd77:0:100::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+            interface("eth1", "10.78.0.1", one),
+        ];
+        // The address of eth1 is all that it has, as in some clouds; so is the IPv6 one of eth0.
+        let extra: Vec<bool> = all.iter().map(|interface| is_extra(interface, &all)).collect();
+        assert_eq!(extra, [false, false, false, true, false, false]);
     }
 }

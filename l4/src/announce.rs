@@ -21,13 +21,15 @@ pub(crate) struct Announcer {
     /// FULLNAT sources: announced from the start, whatever the Input says.
     locals: BTreeSet<IpAddr>,
     ours: BTreeSet<IpAddr>,
+    greeter: io::Result<Greeter>,
 }
 
 impl Announcer {
     /// Knows the addresses that an earlier process added, and adds the local ones.
     pub(crate) async fn start(network: Network, link: Link, locals: &[IpAddr]) -> anyhow::Result<Self> {
         let ours = network.ours(link.index).await?;
-        let mut announcer = Self { network, link, locals: locals.iter().copied().collect(), ours };
+        let locals = locals.iter().copied().collect();
+        let mut announcer = Self { network, link, locals, ours, greeter: Greeter::open() };
         announcer.announce(&BTreeSet::new()).await?;
         Ok(announcer)
     }
@@ -51,9 +53,14 @@ impl Announcer {
             self.network.add_address(self.link.index, address).await?;
             self.ours.insert(address);
             info!(%address, interface = self.link.name, "announced");
-            if let Some(mac) = self.link.mac
-                && let Err(error) = send(self.link.index, &greeting(address, mac))
-            {
+            let Some(mac) = self.link.mac else { continue };
+            let told = match &self.greeter {
+                Ok(greeter) => {
+                    greeter.send(self.link.index, &greeting(address, mac)).map_err(|error| error.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = told {
                 // Neighbours find out by themselves, only later.
                 warn!(%address, "could not tell the neighbours at once: {error}");
             }
@@ -109,32 +116,41 @@ fn unsolicited_advertisement(address: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
     .concat()
 }
 
-fn send(index: u32, frame: &[u8]) -> io::Result<()> {
-    // SAFETY: a call without pointers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
+/// A packet socket, kept open: to close one waits until every CPU has let go of it, 16 ms each time.
+#[derive(Debug)]
+struct Greeter(OwnedFd);
+
+impl Greeter {
+    fn open() -> io::Result<Self> {
+        // SAFETY: a call without pointers.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a descriptor that was just opened and that nobody else has.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
-    // SAFETY: a descriptor that was just opened and that nobody else has.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: integers and an array of them, for which zero is a value.
-    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    to.sll_family = libc::AF_PACKET as u16;
-    to.sll_ifindex = index as i32;
-    to.sll_halen = 6;
-    to.sll_addr[..6].copy_from_slice(&frame[..6]);
-    // SAFETY: the frame and the address are as long as is said, and live until the call returns.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            size_of::<libc::sockaddr_ll>() as u32,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+
+    fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: integers and an array of them, for which zero is a value.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = index as i32;
+        to.sll_halen = 6;
+        to.sll_addr[..6].copy_from_slice(&frame[..6]);
+        // SAFETY: the frame and the address are as long as is said, and live until the call returns.
+        let sent = unsafe {
+            libc::sendto(
+                self.0.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of::<libc::sockaddr_ll>() as u32,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]
