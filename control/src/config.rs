@@ -111,7 +111,8 @@ impl Loaded {
     pub fn parse(path: &Path, text: String) -> Result<Self, Misfit> {
         // The first reading judges the file alone, so that errors carry its lines; the second takes the defaults in.
         toml::from_str::<Config>(&text).map_err(|error| Misfit::new(path, &text, &error))?;
-        let table = text.parse().expect("the same text was just read");
+        // A table holds no number above i64::MAX, which the first reading takes.
+        let table = text.parse().map_err(|error| Misfit::new(path, &text, &error))?;
         Ok(Self { config: merge(table), file: Some(File { path: path.to_owned(), text }) })
     }
 
@@ -162,6 +163,13 @@ mod tests {
         let faults: Vec<Finding> =
             check(&loaded.config, &Machine::default()).into_iter().filter(|finding| finding.fatal).collect();
         assert!(faults.is_empty(), "{faults:?}");
+    }
+
+    #[test]
+    fn a_number_beyond_all_sense_is_refused_with_its_line() {
+        let text = "[l7]\ntries = 18446744073709551615\n".to_owned();
+        let misfit = Loaded::parse(Path::new("tidegate.toml"), text).unwrap_err();
+        assert_eq!(misfit.line, 2, "{misfit}");
     }
 
     #[test]
