@@ -60,7 +60,7 @@ fn measure(world: &World, plane: Plane, samples: usize) -> anyhow::Result<Histog
     let prober = Prober::start(world, plane)?;
     for sample in 0..samples {
         let (written, heir) = world.switch_over()?;
-        let obeyed = prober.first_answer_of(heir, Duration::from_secs(10))?;
+        let obeyed = prober.first_answer_of(heir, written, Duration::from_secs(10))?;
         histogram.record(u64::try_from(obeyed.saturating_duration_since(written).as_micros())?.max(1))?;
         prober.settle(heir, Duration::from_secs(10))?;
         // Not always at the same place of anybody's timer.

@@ -10,6 +10,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
+use imbl::OrdSet;
 use tracing::{info, warn};
 
 use crate::network::{Link, Network};
@@ -28,16 +29,23 @@ impl Announcer {
     /// Knows the addresses that an earlier process added, and adds the local ones.
     pub(crate) async fn start(network: Network, link: Link, locals: &[IpAddr]) -> anyhow::Result<Self> {
         let ours = network.ours(link.index).await?;
-        let locals = locals.iter().copied().collect();
-        let mut announcer = Self { network, link, locals, ours, greeter: Greeter::open() };
-        announcer.announce(&BTreeSet::new()).await?;
+        let locals: Vec<IpAddr> = locals.to_vec();
+        let own = locals.iter().copied().collect();
+        let mut announcer = Self { network, link, locals: own, ours, greeter: Greeter::open() };
+        announcer.announce(locals).await?;
         Ok(announcer)
     }
 
-    /// Takes away what is ours and not wanted any more.
-    pub(crate) async fn withdraw(&mut self, wanted: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
-        let gone: BTreeSet<IpAddr> =
-            self.ours.difference(wanted).filter(|a| !self.locals.contains(a)).copied().collect();
+    /// What is missing, and what is ours and not wanted any more.
+    pub(crate) fn difference(&self, wanted: &OrdSet<IpAddr>) -> (Vec<IpAddr>, BTreeSet<IpAddr>) {
+        let new = wanted.iter().filter(|address| !self.ours.contains(address)).copied().collect();
+        let gone = self.ours.iter().filter(|address| !wanted.contains(*address)).copied().collect();
+        (new, gone)
+    }
+
+    /// Takes addresses away, those that are ours.
+    pub(crate) async fn withdraw(&mut self, mut gone: BTreeSet<IpAddr>) -> anyhow::Result<()> {
+        gone.retain(|address| self.ours.contains(address) && !self.locals.contains(address));
         self.network.remove_addresses(self.link.index, &gone).await?;
         for address in gone {
             info!(%address, interface = self.link.name, "withdrawn");
@@ -46,10 +54,12 @@ impl Announcer {
         Ok(())
     }
 
-    /// Adds what is wanted and not there.
-    pub(crate) async fn announce(&mut self, wanted: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
-        let new: Vec<IpAddr> = wanted.union(&self.locals).filter(|a| !self.ours.contains(a)).copied().collect();
+    /// Adds addresses, those that are not there.
+    pub(crate) async fn announce(&mut self, new: Vec<IpAddr>) -> anyhow::Result<()> {
         for address in new {
+            if self.ours.contains(&address) {
+                continue;
+            }
             self.network.add_address(self.link.index, address).await?;
             self.ours.insert(address);
             info!(%address, interface = self.link.name, "announced");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use imbl::{OrdMap, ordmap::DiffItem};
+use imbl::{OrdMap, OrdSet, ordmap::DiffItem, ordset};
 use tokio::{
     sync::watch,
     task::spawn_blocking,
@@ -87,6 +87,8 @@ struct Plane {
     /// `None` only while a blocking thread has it.
     core: Option<Core>,
     announcer: Announcer,
+    /// What the announcer was told last; `None`: it is not known how far it came.
+    announced: Option<OrdSet<IpAddr>>,
     neighbours: Neighbours,
     attached: Vec<Attached>,
     generation: u64,
@@ -133,6 +135,7 @@ impl Plane {
         Ok(Self {
             core: Some(Core { maps, tables, stats: Stats::default() }),
             announcer,
+            announced: None,
             neighbours,
             attached,
             generation: 0,
@@ -189,18 +192,23 @@ impl Plane {
         input: &Arc<Input>,
         before: &OrdMap<Frontend, Arc<Service>>,
     ) -> anyhow::Result<Option<Refused>> {
-        let wanted: BTreeSet<IpAddr> = input.announce.iter().copied().collect();
+        // Compared only with what changed: there may be ten thousand VIPs, and most Inputs change none.
+        let (new, gone) = match self.announced.take() {
+            Some(announced) => difference(&announced, &input.announce),
+            None => self.announcer.difference(&input.announce),
+        };
         let (add, remove) = reals(before, &input.services);
         if !add.is_empty() || !remove.is_empty() {
             self.neighbours.change(add.clone(), remove.clone()).await;
         }
-        self.announcer.withdraw(&wanted).await?;
+        self.announcer.withdraw(gone).await?;
         let result = self.fill(Arc::clone(input)).await;
         if !matches!(result, Ok(None)) {
             self.neighbours.change(remove, add).await;
             return result;
         }
-        self.announcer.announce(&wanted).await?;
+        self.announcer.announce(new).await?;
+        self.announced = Some(input.announce.clone());
         Ok(None)
     }
 
@@ -268,6 +276,20 @@ impl Plane {
             problems: self.standing.iter().chain(&self.passing).cloned().collect(),
         }
     }
+}
+
+/// The VIPs that came and that went.
+fn difference(old: &OrdSet<IpAddr>, new: &OrdSet<IpAddr>) -> (Vec<IpAddr>, BTreeSet<IpAddr>) {
+    let (mut add, mut remove) = (Vec::new(), BTreeSet::new());
+    for item in old.diff(new) {
+        match item {
+            ordset::DiffItem::Add(address) => add.push(*address),
+            ordset::DiffItem::Remove(address) => {
+                remove.insert(*address);
+            }
+        }
+    }
+    (add, remove)
 }
 
 /// The addresses of reals that came and that went.

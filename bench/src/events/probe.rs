@@ -3,10 +3,10 @@
 use std::{
     fmt,
     io::{Read, Write},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
     thread::JoinHandle,
@@ -40,14 +40,20 @@ impl fmt::Display for Plane {
 
 /// How long the client rests between an answer and its next question: the grain of the measurement.
 const REST: Duration = Duration::from_micros(100);
+/// The addresses of the client that packets come from.
+pub(super) const SOURCES: [Ipv4Addr; 4] = {
+    const fn source(n: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 3, n)
+    }
+    [source(1), source(2), source(3), source(4)]
+};
+const SOURCE_PORTS: u32 = 64_000;
 /// So many answers in a row from the heir alone mean that the change is through.
 const SETTLED: usize = 8;
 
 /// A thread in the client's machine.
 pub(super) struct Prober {
     answers: Receiver<(usize, Instant)>,
-    /// Which instance is waited for; nobody else's answers are told.
-    heir: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -55,28 +61,32 @@ pub(super) struct Prober {
 impl Prober {
     pub(super) fn start(world: &World, plane: Plane) -> anyhow::Result<Self> {
         let (sender, answers) = channel();
-        let heir = Arc::new(AtomicUsize::new(usize::MAX));
         let stop = Arc::new(AtomicBool::new(false));
         let (ns, at) = (world.client.ns.clone(), world.endpoint(plane));
-        let asker = Asker { plane, at, tcp: None, query: query(), resolver: None };
+        let asker = Asker { plane, at, tcp: None, query: query(), resolver: None, flows: 0 };
         let thread = {
             let stop = stop.clone();
             std::thread::spawn(move || ns.run(|| ask_on(asker, &sender, &stop)))
         };
-        let prober = Self { answers, heir, stop, thread: Some(thread) };
+        let prober = Self { answers, stop, thread: Some(thread) };
         // The first answers open the connection and fill the caches.
         prober.answers.recv_timeout(Duration::from_secs(10)).context("nothing answers the bench's client")?;
         Ok(prober)
     }
 
-    /// When the client first heard the heir.
-    pub(super) fn first_answer_of(&self, heir: usize, limit: Duration) -> anyhow::Result<Instant> {
-        self.heir.store(heir, Ordering::Relaxed);
+    /// When the client first heard the heir, of whom it was said at `written`.
+    pub(super) fn first_answer_of(&self, heir: usize, written: Instant, limit: Duration) -> anyhow::Result<Instant> {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.answers.recv_timeout(left) {
-                Ok((who, at)) if who & (1 << heir) != 0 => return Ok(at),
+                Ok((who, at)) if who & (1 << heir) != 0 => {
+                    anyhow::ensure!(
+                        at > written,
+                        "the heir was heard before the event: the change before was not over"
+                    );
+                    return Ok(at);
+                }
                 Ok(_) => {}
                 Err(_) => bail!("{} was not heard within {limit:?} of the event that made it healthy", NAMES[heir]),
             }
@@ -128,6 +138,8 @@ struct Asker {
     tcp: Option<TcpStream>,
     query: Vec<u8>,
     resolver: Option<UdpSocket>,
+    /// How many flows there were: each has a source of its own.
+    flows: u32,
 }
 
 const LIMIT: Option<Duration> = Some(Duration::from_millis(200));
@@ -148,9 +160,12 @@ impl Asker {
         }
     }
 
-    /// A new socket each time: a flow that is known stays where it is, by design.
-    fn packet(&self) -> anyhow::Result<usize> {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
+    /// A new source each time, never one that was used before: a flow that is known stays where it is, by design.
+    fn packet(&mut self) -> anyhow::Result<usize> {
+        let (address, port) = (self.flows / SOURCE_PORTS, self.flows % SOURCE_PORTS);
+        let address = SOURCES.get(address as usize).context("all sources were used: shorten the bench")?;
+        self.flows += 1;
+        let socket = UdpSocket::bind((*address, 1024 + port as u16))?;
         socket.set_read_timeout(LIMIT)?;
         socket.connect(self.at)?;
         socket.send(b"who")?;

@@ -19,7 +19,7 @@ use tokio::{
     runtime::Runtime,
 };
 
-use super::probe::Plane;
+use super::probe::{Plane, SOURCES};
 
 /// Of every app.
 pub(super) const INSTANCES: usize = 10;
@@ -73,6 +73,9 @@ impl World {
         }
         // The VIPs are not on the fabric's own network: the client is told the way.
         client.ns.ip(&format!("route add {POOL} via {}", addresses::APPLIANCE.0))?;
+        for source in SOURCES {
+            client.ns.ip(&format!("addr add {source}/16 dev eth0"))?;
+        }
 
         let runtime = Runtime::new()?;
         let at = SocketAddr::from((addresses::MARATHON.0, PORT));
