@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -15,6 +18,8 @@ use crate::{
 
 /// How often counters are published and new addresses looked for.
 const PERIOD: Duration = Duration::from_secs(1);
+/// A look takes long where there are thousands of VIPs, and changes wait meanwhile: at most so small a part of the time.
+const REST: u32 = 200;
 
 /// Runs the plane until `stop`. Fails only at start (a port that is taken ...); a bad Input is
 /// refused in the report. When nobody gives Inputs any more, the last one goes on being answered.
@@ -28,6 +33,7 @@ pub async fn run(
     let mut listening = Listening::start(&config.listen, source.clone())?;
     let mut period = tokio::time::interval(PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_look = Instant::now();
     let mut report = Report::default();
     let mut given = true;
     inputs.mark_changed();
@@ -41,8 +47,10 @@ pub async fn run(
                 }
                 Err(_) => given = false,
             },
-            _ = period.tick() => {
+            _ = period.tick() => if next_look <= Instant::now() {
+                let began = Instant::now();
                 report.problems = listening.open_missing().iter().map(|e| format!("{e:#}")).collect();
+                next_look = Instant::now() + began.elapsed() * REST;
             }
         }
         report.listening = listening.addresses();

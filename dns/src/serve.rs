@@ -23,11 +23,7 @@ use hickory_server::{
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
     zone_handler::MessageResponseBuilder,
 };
-use nix::{
-    ifaddrs::InterfaceAddress,
-    net::if_::InterfaceFlags,
-    sys::socket::{AddressFamily, SockaddrLike},
-};
+use nix::{ifaddrs::InterfaceAddress, net::if_::InterfaceFlags, sys::socket::SockaddrLike};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -238,8 +234,9 @@ fn expand(configured: &[SocketAddr]) -> anyhow::Result<BTreeSet<(SocketAddr, boo
         }
         let interfaces: Vec<_> =
             nix::ifaddrs::getifaddrs().context("listing this machine's addresses for DNS")?.collect();
+        let networks = networks(&interfaces);
         for interface in &interfaces {
-            let Some(local) = interface.address.filter(|_| !is_extra(interface, &interfaces)) else { continue };
+            let Some(local) = interface.address.filter(|_| !is_extra(interface, &networks)) else { continue };
             let local = match (address.ip(), local.as_sockaddr_in(), local.as_sockaddr_in6()) {
                 (IpAddr::V4(_), Some(v4), _) => SocketAddr::V4(SocketAddrV4::new(v4.ip(), address.port())),
                 (IpAddr::V6(_), _, Some(v6)) => {
@@ -256,21 +253,25 @@ fn expand(configured: &[SocketAddr]) -> anyhow::Result<BTreeSet<(SocketAddr, boo
     Ok(wanted)
 }
 
+/// The interfaces, by family, that have an address of a network.
+type Networks = BTreeSet<(String, Option<i32>)>;
+
+fn networks(interfaces: &[InterfaceAddress]) -> Networks {
+    let of_networks = interfaces.iter().filter(|interface| is_host(interface) == Some(false));
+    of_networks.map(|interface| (interface.interface_name.clone(), family(interface))).collect()
+}
+
 /// An address of one host beside one of a network, on the same interface and of the same family: somebody's VIP or
 /// alias, for a service of its own. There may be thousands.
-fn is_extra(interface: &InterfaceAddress, all: &[InterfaceAddress]) -> bool {
+fn is_extra(interface: &InterfaceAddress, networks: &Networks) -> bool {
     let loopback = interface.flags.contains(InterfaceFlags::IFF_LOOPBACK);
     !loopback
         && is_host(interface) == Some(true)
-        && all.iter().any(|other| {
-            other.interface_name == interface.interface_name
-                && family(other) == family(interface)
-                && is_host(other) == Some(false)
-        })
+        && networks.contains(&(interface.interface_name.clone(), family(interface)))
 }
 
-fn family(interface: &InterfaceAddress) -> Option<AddressFamily> {
-    interface.address.as_ref().and_then(SockaddrLike::family)
+fn family(interface: &InterfaceAddress) -> Option<i32> {
+    interface.address.as_ref().and_then(SockaddrLike::family).map(|family| family as i32)
 }
 
 /// Whether the mask leaves room for one host alone.
@@ -383,7 +384,8 @@ mod tests {
             interface("eth1", "10.78.0.1", one),
         ];
         // The address of eth1 is all that it has, as in some clouds; so is the IPv6 one of eth0.
-        let extra: Vec<bool> = all.iter().map(|interface| is_extra(interface, &all)).collect();
+        let networks = networks(&all);
+        let extra: Vec<bool> = all.iter().map(|interface| is_extra(interface, &networks)).collect();
         assert_eq!(extra, [false, false, false, true, false, false]);
     }
 }

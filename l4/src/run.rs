@@ -31,6 +31,8 @@ use crate::{
 };
 
 const TICK: Duration = Duration::from_secs(1);
+/// Counting ten thousand services takes a while, and changes wait meanwhile: at most so small a part of the time.
+const REST: u32 = 200;
 
 /// Runs the plane until `stop`. Fails only at start (no such interface, no right to load BPF ...); a bad Input is
 /// refused in the report. On return the pinned program goes on serving.
@@ -97,6 +99,7 @@ struct Plane {
     refused: Option<(u64, Refused)>,
     counters: OrdMap<Frontend, Arc<ServiceCounters>>,
     drops: Vec<(&'static str, u64)>,
+    count_next: Instant,
     /// What stays wrong until the process starts again.
     standing: Vec<String>,
     /// What may be right again at the next attempt.
@@ -143,6 +146,7 @@ impl Plane {
             refused: None,
             counters: OrdMap::new(),
             drops: Vec::new(),
+            count_next: Instant::now(),
             standing,
             passing: Vec::new(),
         })
@@ -238,6 +242,10 @@ impl Plane {
         if let Some(pending) = self.pending.take() {
             self.take(pending).await;
         }
+        if Instant::now() < self.count_next {
+            return;
+        }
+        let began = Instant::now();
         let read = self
             .with_core(|core| {
                 let counters = core.stats.read(&core.maps, &core.tables, Instant::now())?;
@@ -248,6 +256,7 @@ impl Plane {
             Ok((counters, drops)) => (self.counters, self.drops) = (counters, drops),
             Err(error) => warn!("the counters could not be read: {error:#}"),
         }
+        self.count_next = Instant::now() + began.elapsed() * REST;
     }
 
     /// System calls by the ten thousand must not hold the runtime's threads up.
