@@ -6,7 +6,8 @@ use imbl::OrdMap;
 
 use crate::input::{Frontend, Refused};
 
-/// The plane's state, published when an Input was applied or refused and once a second for the counters.
+/// The plane's state, published when an Input was applied or refused and once a second; with thousands of services the
+/// counters in it are read more rarely, so that changes do not wait for them.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// The newest Input whose every part is in the maps and announced.
