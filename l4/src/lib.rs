@@ -29,6 +29,9 @@ pub mod xdp;
 mod run;
 
 pub use config::Config;
-pub use input::{Frontend, Input, Protocol, Real, RealState, Refused, Service};
+pub use input::{
+    ClientAddress, Forward, Frontend, Input, Probe, ProbeKind, Protection, Protocol, Rate, Real, RealState, Refused,
+    Service, SourceRate,
+};
 pub use report::Report;
 pub use run::{remove, run};

@@ -1,0 +1,108 @@
+//! What can be seen from outside: sampled events, captured packets, and the explanation of one packet.
+
+use super::Address;
+
+/// Bytes of a packet that a capture or an event holds.
+pub const CAPTURE_BYTES: usize = 256;
+
+/// A new flow that was sampled, or a packet that was dropped (at most one in each millisecond and CPU is told).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Event {
+    /// ns of the coarse monotonic clock.
+    pub at: u64,
+    pub client: Address,
+    pub vip: Address,
+    pub client_port: u16,
+    pub vip_port: u16,
+    pub protocol: u8,
+    /// 1: dropped.
+    pub dropped: u8,
+    pub pad: u16,
+    /// The service's id; `u32::MAX`: none.
+    pub service: u32,
+    /// The real's id, or the drop's [`super::Reason`].
+    pub detail: u32,
+}
+
+/// Which packets are captured: those of a client or VIP, or all.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Capture {
+    /// All zeros: any. Otherwise source or destination of the outermost or, on the way to a real, of the inner header.
+    pub address: Address,
+    /// 0: any.
+    pub port: u16,
+    pub pad: u16,
+    /// Packets to capture until it stops by itself; counted down.
+    pub left: u32,
+}
+
+/// A packet as XDP saw it, or as it sent it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Captured {
+    /// ns of the monotonic clock.
+    pub at: u64,
+    /// Of the whole packet.
+    pub length: u32,
+    /// How much of it follows.
+    pub held: u32,
+    pub ifindex: u32,
+    /// What became of it: an `xdp_action`; `u32::MAX`: this is the packet as it came.
+    pub action: u32,
+    pub bytes: [u8; CAPTURE_BYTES],
+}
+
+/// How a decision came about.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Trace {
+    /// [`Why`], as a number.
+    pub why: u32,
+    /// `u32::MAX`: none was asked or found.
+    pub service: u32,
+    pub slot: u32,
+    /// The slot's word as it stands in the ring.
+    pub word: u32,
+    pub real: u32,
+    /// The flow's index; `u32::MAX`: it has none.
+    pub flow: u32,
+    /// The drop's [`super::Reason`]; `u32::MAX`: it is not dropped.
+    pub reason: u32,
+    /// 1: the next hop was known from `reals`; 2: the kernel was asked.
+    pub hop: u32,
+}
+
+/// Why a real was chosen.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Why {
+    /// None was.
+    Nothing = 0,
+    /// The slot is stable: its real.
+    Slot = 1,
+    /// The slot moves, and the packet opens a flow: the new real.
+    MovingNew = 2,
+    /// The slot moves, and the flow was recorded.
+    Recorded = 3,
+    /// The slot moves, and the flow is from before: the previous real.
+    MovingPrevious = 4,
+    /// A FULLNAT flow that is there.
+    Flow = 5,
+    /// A FULLNAT flow that would be made.
+    NewFlow = 6,
+    /// An answer of a real to a FULLNAT flow.
+    Answer = 7,
+    /// An ICMP error about a flow.
+    Error = 8,
+    /// Answered by the balancer itself.
+    Echo = 9,
+}
+
+const _: () = {
+    assert!(size_of::<Event>() == 56);
+    assert!(size_of::<Capture>() == 24);
+    assert!(size_of::<Captured>() == 24 + CAPTURE_BYTES);
+    assert!(size_of::<Trace>() == 32);
+};
