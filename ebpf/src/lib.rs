@@ -28,10 +28,14 @@ pub mod frames;
 pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+#[cfg(any(test, feature = "host"))]
+pub mod layers;
 mod icmp;
 pub mod link;
 pub mod nat;
 pub mod parse;
+#[cfg(any(test, feature = "host"))]
+pub mod scripts;
 pub mod select;
 #[cfg(test)]
 mod tests;
