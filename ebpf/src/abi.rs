@@ -2,76 +2,37 @@
 //!
 //! Values hold no implicit padding: the kernel compares keys byte by byte, and padding would be garbage.
 //! Ports are in host order; addresses are as they stand in a packet, IPv4 mapped into IPv6 (`::ffff:a.b.c.d`).
-//!
-//! Maps that are marked *mapped* are made with `BPF_F_MMAPABLE`: user space reads and writes them as memory, and their
-//! values begin at a page, so that a value of 64 bytes is one cache line (those of other arrays begin anywhere).
 
 use core::net::{IpAddr, Ipv6Addr};
 
-mod flow;
-mod guard;
-mod see;
-
-pub use flow::{Flow, Move, RECORDS_PER_LINE, Record, RecordLine};
-pub use guard::{ACCESS_DATA, Access, AccessKey, AccessKeyData, Fragment, FragmentKey, Limits, SourceKey};
-pub use see::{CAPTURE_BYTES, Capture, Captured, Event, Trace, Why};
-
 /// Counts up whenever a type here changes. User space refuses to adopt pinned maps of another layout.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 1;
 
 /// The maps by their pinned names.
 pub mod map {
     /// `Array<Settings>`, one entry.
     pub const SETTINGS: &str = "settings";
-    /// `Array<FilterWord>`, mapped: which addresses may be ours, by [`super::filter_bit`].
-    pub const FILTER: &str = "filter";
-    /// `Array<Address>`: FULLNAT sources by local index: IPv4 from 0, IPv6 from [`super::LOCALS`].
+    /// `Array<Address>`: FULLNAT sources, IPv4 from 0, IPv6 from [`super::LOCALS`].
     pub const LOCALS: &str = "locals";
-    /// `Hash<Address, u32>`: the local index of a FULLNAT source.
-    pub const LOCAL_INDEX: &str = "local_index";
-    /// `Hash<ServiceKey, Service>`; with port 0 and protocol 0: the VIP itself.
+    /// `Hash<ServiceKey, Service>`.
     pub const SERVICES: &str = "services";
-    /// `Array<Frontend>` by service id: what a service's clients see.
-    pub const FRONTENDS: &str = "frontends";
     /// `Array<Real>` by real id.
     pub const REALS: &str = "reals";
-    /// `Array<RingBlock>`, mapped: every service's ring, in regions.
+    /// `Array<RingBlock>`: every service's ring, in regions.
     pub const RINGS: &str = "rings";
-    /// `Array<Move>`, mapped: what the moving slots of rings point at.
-    pub const MOVES: &str = "moves";
-    /// `Array<RecordLine>`, mapped: which real a flow on a moving slot has.
-    pub const RECORDS: &str = "records";
-    /// `Array<Flow>`, mapped: the FULLNAT flows, by local index and local port ([`super::Flow::index`]).
+    /// `LruHash<Tuple, Flow>`: as the client sends.
     pub const FLOWS: &str = "flows";
-    /// `Array<Limits>` by service id.
-    pub const LIMITS: &str = "limits";
-    /// `Array<u64>`, mapped: token buckets, two for each service id: its new flows, its SYNs.
-    pub const METERS: &str = "meters";
-    /// `LruHash<SourceKey, u64>`: token buckets of source prefixes.
-    pub const SOURCES: &str = "sources";
-    /// `LpmTrie<AccessKey, u32>`: who may talk to a service; a value of [`super::Access`].
-    pub const ACCESS: &str = "access";
-    /// `LruHash<FragmentKey, Fragment>`: the ports of fragmented packets.
-    pub const FRAGMENTS: &str = "fragments";
-    /// `Array<Counters>`, mapped: of services, by CPU and service id ([`super::Settings::services`]).
+    /// `LruHash<Tuple, Reverse>`: as the real answers.
+    pub const REVERSES: &str = "reverses";
+    /// `PerCpuArray<Counters>` by service id.
     pub const SERVICE_COUNTERS: &str = "service_counts";
-    /// `Array<Counters>`, mapped: of reals, by CPU and real id.
+    /// `PerCpuArray<Counters>` by real id.
     pub const REAL_COUNTERS: &str = "real_counts";
     /// `PerCpuArray<u64>` by [`super::Reason`].
     pub const DROPS: &str = "drops";
-    /// `RingBuf` of [`super::Event`]: sampled new flows and dropped packets.
-    pub const EVENTS: &str = "events";
-    /// `Array<Capture>`, one entry: which packets are captured.
-    pub const CAPTURE: &str = "capture";
-    /// `RingBuf` of [`super::Captured`].
-    pub const CAPTURED: &str = "captured";
-    /// `Array<Trace>`, one entry: what the program `explain` found out.
-    pub const TRACE: &str = "trace";
 
-    pub const ALL: [&str; 23] = [
-        SETTINGS, FILTER, LOCALS, LOCAL_INDEX, SERVICES, FRONTENDS, REALS, RINGS, MOVES, RECORDS, FLOWS, LIMITS,
-        METERS, SOURCES, ACCESS, FRAGMENTS, SERVICE_COUNTERS, REAL_COUNTERS, DROPS, EVENTS, CAPTURE, CAPTURED, TRACE,
-    ];
+    pub const ALL: [&str; 10] =
+        [SETTINGS, LOCALS, SERVICES, REALS, RINGS, FLOWS, REVERSES, SERVICE_COUNTERS, REAL_COUNTERS, DROPS];
 }
 
 /// Capacities as compiled in; user space may set others when it makes the maps.
@@ -82,37 +43,20 @@ pub mod capacity {
     pub const REALS: usize = 131_072;
     /// 10,000 rings of 1,024 slots fill 160,000 blocks. 48 MB.
     pub const RING_BLOCKS: usize = 196_608;
-    /// A real that leaves a service of N reals takes N - 1.
-    pub const MOVES: usize = 65_536;
-    /// 524,288 flows on moving slots, 4 MB. A power of two.
-    pub const RECORD_LINES: usize = 65_536;
-    /// One local address. User space makes room for all that are configured, 4 MB each.
-    pub const FLOWS: usize = super::PORTS as usize;
-    pub const SOURCES: usize = 65_536;
-    pub const ACCESS: usize = 65_536;
-    pub const FRAGMENTS: usize = 8_192;
-    pub const EVENTS_BYTES: usize = 1 << 18;
-    pub const CAPTURED_BYTES: usize = 1 << 22;
+    pub const FLOWS: usize = 262_144;
 }
 
 /// At most so many FULLNAT addresses of one family.
-pub const LOCALS: u32 = 64;
-/// All ports of an address; those below [`FIRST_PORT`] are never given.
-pub const PORTS: u32 = 65_536;
-/// FULLNAT source ports start above the well-known ones.
-pub const FIRST_PORT: u32 = 1024;
-/// Ring slots in one map entry.
+pub const LOCALS: u32 = 16;
+/// Ring slots in one map entry: one system call fills 64 of them, and an array of bare u32 would take twice the memory.
 pub const BLOCK_SLOTS: usize = 64;
-/// A ring's slot is a real's id, or with this bit the index of a [`Move`].
-pub const MOVING: u32 = 1 << 31;
-/// Bits of a real's id.
-pub const REAL_ID_BITS: u32 = 20;
+/// A slot that points at no real.
+pub const NO_REAL: u32 = u32::MAX;
 
-/// Protocol numbers in an IP header.
-pub const ICMP: u8 = 1;
+/// TCP's number in an IP header.
 pub const TCP: u8 = 6;
+/// UDP's number in an IP header.
 pub const UDP: u8 = 17;
-pub const ICMP6: u8 = 58;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -128,7 +72,6 @@ impl Address {
         Self([0, 0, MAPPED, word])
     }
 
-    #[inline(always)]
     #[must_use]
     pub fn is_v4(&self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == MAPPED
@@ -161,41 +104,7 @@ pub struct Settings {
     /// How many of `locals` are in use, by family.
     pub locals_v4: u32,
     pub locals_v6: u32,
-    /// 1: packets are captured as `capture` says.
-    pub capture: u32,
-    /// Until when the next hops in `reals` may be believed, ns of the coarse monotonic clock. User space pushes it
-    /// ahead while it watches routes and neighbours; when it dies, the kernel is asked instead.
-    pub hops_until: u64,
-    /// A new flow is logged when its hash has none of these bits; all ones: none is.
-    pub log_mask: u32,
-    /// Service and real ids below these have counters: entry `cpu * services + id`.
-    pub services: u32,
-    pub reals: u32,
     pub pad: u32,
-    /// Where tunnelled packets come from, by family.
-    pub tunnel_v4: Address,
-    pub tunnel_v6: Address,
-}
-
-/// 64 addresses' worth of doubt: a clear bit says that an address with this hash is not ours.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct FilterWord {
-    pub vips: u64,
-    pub locals: u64,
-}
-
-pub const FILTER_WORDS: usize = 1024;
-
-/// The filter's bit of an address: its word, and its place in the word.
-#[inline(always)]
-#[must_use]
-pub fn filter_bit(address: &Address) -> (u32, u32) {
-    let [a, b, c, d] = address.0;
-    let fold = u64::from(a ^ c) << 32 | u64::from(b ^ d);
-    // 2^64 divided by the golden ratio.
-    let mixed = (fold ^ fold >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((mixed >> 54) as u32, (mixed >> 48) as u32 & 63)
 }
 
 #[repr(C)]
@@ -207,94 +116,20 @@ pub struct ServiceKey {
     pub pad: u8,
 }
 
-impl ServiceKey {
-    /// The entry that says that an address is a VIP.
-    #[inline(always)]
-    #[must_use]
-    pub const fn of_vip(vip: Address) -> Self {
-        Self { vip, port: 0, protocol: 0, pad: 0 }
-    }
-}
-
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Service {
     pub id: u32,
     /// The first block of its ring.
     pub block: u32,
-    /// Slots of its ring less one (slots are a power of two); 0: no real, and no ring.
+    /// Slots of its ring less one (slots are a power of two); 0: no active real, and no ring.
     pub mask: u32,
-    /// [`Service::FULLNAT`] or another way to the reals.
-    pub mode: u8,
-    /// [`Service::HIDDEN`] or another way to tell the client's address (FULLNAT only).
-    pub client: u8,
-    /// What must be looked at first: [`Service::ACCESS`] and others, or-ed.
-    pub checks: u8,
-    pub pad: u8,
-    /// GUE's UDP port.
-    pub tunnel_port: u16,
-    pub pad2: u16,
 }
 
-impl Service {
-    /// Address and port translated on both ways; the real answers to us.
-    pub const FULLNAT: u8 = 0;
-    /// Only the hardware address is written; the real has the VIP and answers the client itself.
-    pub const DIRECT: u8 = 1;
-    /// IP in IP (RFC 2003, RFC 2473); the real unwraps and answers the client itself.
-    pub const IPIP: u8 = 2;
-    /// GUE variant 1: the IP packet right after a UDP header (draft-ietf-intarea-gue-09, section 4).
-    pub const GUE: u8 = 3;
-
-    /// The real sees our local address as its client.
-    pub const HIDDEN: u8 = 0;
-    /// A TCP option ([`crate::toa`]) in the first segments.
-    pub const TOA: u8 = 1;
-    /// A PROXY protocol header, version 2, as the first bytes of the stream.
-    pub const PROXY: u8 = 2;
-
-    /// Look into `access`.
-    pub const ACCESS: u8 = 1;
-    /// Without an entry in `access` a client is refused.
-    pub const CLOSED: u8 = 2;
-    /// New flows of a source prefix are limited.
-    pub const SOURCE_RATE: u8 = 4;
-    /// New flows of all clients together are limited.
-    pub const SERVICE_RATE: u8 = 8;
-    /// SYNs above a rate are answered with cookies (FULLNAT, TCP).
-    pub const COOKIES: u8 = 16;
-}
-
-/// What a service's clients see.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct Frontend {
-    pub vip: Address,
-    pub port: u16,
-    pub protocol: u8,
-    pub mode: u8,
-    pub client: u8,
-    pub pad: [u8; 3],
-}
-
-/// One array entry of ring slots: real ids, or moves.
+/// One array entry of ring slots; a slot is the id of a real.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct RingBlock(pub [u32; BLOCK_SLOTS]);
-
-/// The way to the next machine, as user space found it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
-pub struct Hop {
-    /// 0: not known; the kernel is asked.
-    pub ifindex: u32,
-    pub source_mac: [u8; 6],
-    pub destination_mac: [u8; 6],
-    /// 802.1Q identifier to send with; 0: untagged.
-    pub vlan: u16,
-    /// The largest IP packet that fits; 0: not known.
-    pub mtu: u16,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -302,23 +137,18 @@ pub struct Real {
     pub address: Address,
     /// The id of the service that it answers for.
     pub service: u32,
+    /// Which tenant of this entry it is: ids are used again, and a flow of the one before must not count for this one.
+    pub epoch: u32,
     pub port: u16,
     pub weight: u16,
-    /// [`Real::GONE`], [`Real::ACTIVE`], [`Real::DRAINING`] or [`Real::LEFT`].
+    /// [`Real::GONE`], [`Real::ACTIVE`] or [`Real::DRAINING`].
     pub state: u32,
-    pub hop: Hop,
-    pub pad: [u32; 4],
 }
 
 impl Real {
-    /// Nobody; no flow refers to this id.
     pub const GONE: u32 = 0;
-    /// Gets new flows.
     pub const ACTIVE: u32 = 1;
-    /// Keeps its flows.
     pub const DRAINING: u32 = 2;
-    /// Not listed any more; the entry stays for the flows that still name it.
-    pub const LEFT: u32 = 3;
 }
 
 /// The five values that name a flow, as seen in one direction.
@@ -333,22 +163,90 @@ pub struct Tuple {
     pub pad: [u8; 3],
 }
 
+/// Where a client's packets go. Written once; all that changes is in the [`Reverse`] entry.
+/// It holds all that the flow needs, so a flow outlives its real's entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Flow {
+    pub real: Address,
+    pub local: Address,
+    pub real_port: u16,
+    pub local_port: u16,
+    pub real_id: u32,
+    pub epoch: u32,
+}
+
+/// Where a real's answers go, and how the flow does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Reverse {
+    /// When a packet of either direction was last seen, ns of the coarse monotonic clock; to a second.
+    pub seen: u64,
+    pub client: Address,
+    pub vip: Address,
+    pub client_port: u16,
+    pub vip_port: u16,
+    pub real_id: u32,
+    pub epoch: u32,
+    /// The way back is the way that the client's packets come: the kernel never hears the client, since XDP takes
+    /// every packet before it, and might not know its neighbour entry.
+    pub ifindex: u32,
+    pub client_mac: [u8; 6],
+    pub own_mac: [u8; 6],
+    /// How each side ended, in a byte of its own, since two CPUs may write them at once.
+    pub client_end: u8,
+    pub real_end: u8,
+    /// 1 once the real has answered.
+    pub answered: u8,
+    pub pad: u8,
+}
+
+impl Reverse {
+    /// The side sent a FIN.
+    pub const FIN: u8 = 1;
+    /// The side sent a RST.
+    pub const RST: u8 = 2;
+    /// A UDP flow that was silent for so long is over.
+    pub const UDP_IDLE: u64 = 30 * SECOND;
+    /// A TCP handshake that is not over after so long never will be (Linux gives up after about two minutes).
+    pub const TCP_OPENING: u64 = 130 * SECOND;
+    /// A TCP connection that was silent for so long lost its peers.
+    pub const TCP_IDLE: u64 = 3600 * SECOND;
+
+    /// One side began to close: a SYN now is a new connection.
+    #[inline(always)]
+    #[must_use]
+    pub fn closing(&self) -> bool {
+        self.client_end | self.real_end != 0
+    }
+
+    /// Nothing more will be sent.
+    #[inline(always)]
+    #[must_use]
+    pub fn closed(&self) -> bool {
+        (self.client_end | self.real_end) & Self::RST != 0 || (self.client_end != 0 && self.real_end != 0)
+    }
+
+    /// Closed, or silent for longer than its protocol allows.
+    #[inline(always)]
+    #[must_use]
+    pub fn over(&self, protocol: u8, now: u64) -> bool {
+        let idle = now.saturating_sub(self.seen);
+        if protocol == UDP {
+            return idle > Self::UDP_IDLE;
+        }
+        self.closed() || idle > if self.answered == 0 { Self::TCP_OPENING } else { Self::TCP_IDLE }
+    }
+}
+
 pub const SECOND: u64 = 1_000_000_000;
 
-/// Of a service: packets and bytes from its clients. Of a real: those that went to it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Counters {
     pub packets: u64,
     pub bytes: u64,
-    /// Flows that were given a real; in the direct and tunnelling modes the TCP connections that were opened.
     pub flows: u64,
-    /// SYNs, also repeated ones.
-    pub opens: u64,
-    /// Flows that the real answered for the first time (FULLNAT).
-    pub answers: u64,
-    /// Resets by the real (FULLNAT).
-    pub resets: u64,
 }
 
 /// Why a packet was dropped.
@@ -361,88 +259,49 @@ pub enum Reason {
     TcpFlags = 1,
     /// No FULLNAT source address of its family is set.
     NoLocalAddress = 2,
-    /// Every FULLNAT port that was tried is taken by a flow that lives.
+    /// Every FULLNAT port that was tried is taken.
     NoPort = 3,
+    /// The flow table took no new entry.
+    TableFull = 4,
     /// The real's (or its gateway's) hardware address is not resolved.
-    NoNeighbour = 4,
+    NoNeighbour = 5,
     /// There is no route to the real.
-    NoRoute = 5,
+    NoRoute = 6,
     /// The kernel's forwarding is off for the interface, so it answers no route look-ups.
-    ForwardingOff = 6,
-    /// A fragment whose first one was not seen, or not yet.
-    Fragment = 7,
-    /// It does not fit the way to the real with what is wrapped around it; the client was told, if it can be.
-    TooBig = 8,
-    /// The client is on the deny list, or not on the allow list.
-    Denied = 9,
-    /// Its source prefix opens too many flows.
-    SourceRate = 10,
-    /// The service's clients open too many flows.
-    ServiceRate = 11,
-    /// An acknowledgement of no connection, while cookies are sent.
-    Cookie = 12,
-    /// The ring names a real that is not there (a fault of ours).
-    NoReal = 13,
-    /// Headers that contradict each other, in a packet to a VIP.
-    Malformed = 14,
-    /// The frame could not be grown or shrunk (a fault of the driver).
-    NoRoom = 15,
-    /// The real has not taken the connection yet; the client will repeat it.
-    NotReady = 16,
+    ForwardingOff = 7,
 }
 
 impl Reason {
     /// By number.
-    pub const NAMES: [&str; 17] = [
-        "ttl",
-        "tcp-flags",
-        "no-local-address",
-        "no-port",
-        "no-neighbour",
-        "no-route",
-        "forwarding-off",
-        "fragment",
-        "too-big",
-        "denied",
-        "source-rate",
-        "service-rate",
-        "cookie",
-        "no-real",
-        "malformed",
-        "no-room",
-        "not-ready",
-    ];
+    pub const NAMES: [&str; 8] =
+        ["ttl", "tcp-flags", "no-local-address", "no-port", "table-full", "no-neighbour", "no-route", "forwarding-off"];
 }
 
 // A changed size means a new LAYOUT.
 const _: () = {
-    assert!(size_of::<Settings>() == 72);
-    assert!(size_of::<FilterWord>() == 16);
+    assert!(size_of::<Settings>() == 16);
     assert!(size_of::<Address>() == 16);
     assert!(size_of::<ServiceKey>() == 20);
-    assert!(size_of::<Service>() == 20);
-    assert!(size_of::<Frontend>() == 24);
+    assert!(size_of::<Service>() == 12);
     assert!(size_of::<RingBlock>() == 256);
-    assert!(size_of::<Hop>() == 20);
-    assert!(size_of::<Real>() == 64);
+    assert!(size_of::<Real>() == 32);
     assert!(size_of::<Tuple>() == 40);
-    assert!(size_of::<Counters>() == 48);
-    assert!(capacity::REALS <= 1 << REAL_ID_BITS);
-    assert!(capacity::RECORD_LINES.is_power_of_two());
+    assert!(size_of::<Flow>() == 44);
+    assert!(size_of::<Reverse>() == 72);
+    assert!(size_of::<Counters>() == 24);
 };
 
 #[cfg(feature = "user")]
 mod user {
-    use super::*;
+    use super::{Address, Counters, Flow, Real, Reverse, RingBlock, Service, ServiceKey, Settings, Tuple};
 
     macro_rules! pod {
         ($($type:ty)*) => {$(
-            // SAFETY: `repr(C)`, Copy, made of integers alone, and without padding (the sizes add up).
+            // SAFETY: `repr(C)`, Copy, made of integers alone, and without padding (the sizes above add up).
             unsafe impl aya::Pod for $type {}
         )*};
     }
-    pod!(Address AccessKeyData Capture Counters FilterWord Flow Fragment FragmentKey Frontend Limits Move Real RecordLine
-         RingBlock Service ServiceKey Settings SourceKey Trace Tuple);
+    pod!(Address Counters Flow Real Reverse RingBlock Service ServiceKey Settings Tuple);
 }
 
 #[cfg(test)]
@@ -459,13 +318,19 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_one_network_spread_over_the_filter() {
-        let mut bits = std::collections::BTreeSet::new();
-        for last in 0..=255_u8 {
-            let bit = filter_bit(&Address::from(IpAddr::from([10, 77, 100, last])));
-            assert!(bit.0 < FILTER_WORDS as u32 && bit.1 < 64);
-            bits.insert(bit);
-        }
-        assert!(bits.len() > 250, "{} bits for 256 addresses", bits.len());
+    fn a_flow_is_over_when_both_sides_ended_or_one_reset_or_silence_was_long() {
+        let flow = Reverse { seen: 1000 * SECOND, answered: 1, ..Reverse::default() };
+        let now = flow.seen + 60 * SECOND;
+        let check = |client_end, real_end, protocol, now, over| {
+            assert_eq!(Reverse { client_end, real_end, ..flow }.over(protocol, now), over, "{client_end} {real_end}");
+        };
+        check(0, 0, TCP, now, false);
+        check(Reverse::FIN, 0, TCP, now, false);
+        check(Reverse::FIN, Reverse::FIN, TCP, now, true);
+        check(0, Reverse::RST, TCP, now, true);
+        check(0, 0, TCP, now + 3600 * SECOND, true);
+        check(0, 0, UDP, now, true);
+        check(0, 0, UDP, flow.seen + 29 * SECOND, false);
+        assert!(Reverse { answered: 0, ..flow }.over(TCP, flow.seen + 131 * SECOND));
     }
 }

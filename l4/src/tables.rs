@@ -140,7 +140,7 @@ impl Tables {
             if !whole {
                 tables.dirty.insert(frontend);
             }
-            let input = Service { reals: reals.iter().map(|placed| placed.real).collect() };
+            let input = Service { reals: reals.iter().map(|placed| placed.real).collect(), ..Service::default() };
             tables.applied.insert(frontend, Arc::new(input));
             tables.services.insert(frontend, Placed { id: service.id, region, whole, reals });
         }

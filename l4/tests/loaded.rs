@@ -136,7 +136,7 @@ fn services(state: RealState) -> Input {
     for (vip, reals) in [("10.77.100.1", ["10.77.1.1", "10.77.1.2"]), ("fd77:0:100::1", ["fd77:0:1::1", "fd77:0:1::2"])]
     {
         let reals = vec![real(reals[0], state), real(reals[1], RealState::Active)];
-        let service = Arc::new(Service { reals });
+        let service = Arc::new(Service { reals, ..Service::default() });
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             services.insert(Frontend { vip: vip.parse().unwrap(), port: 80, protocol }, Arc::clone(&service));
         }
@@ -251,7 +251,7 @@ fn ten_thousand_services_of_ten_reals_fit_and_one_change_costs_one_change() {
             weight: 1,
             state: RealState::Active,
         };
-        Arc::new(Service { reals: (0..reals).map(real).collect() })
+        Arc::new(Service { reals: (0..reals).map(real).collect(), ..Service::default() })
     };
     let frontend = |number: u32| {
         let vip = IpAddr::from((0x0a4d_0000 + number).to_be_bytes());

@@ -55,5 +55,5 @@ fn service(spec: &Layer4, pair: &PortPair, vip: IpAddr, observed: &Observed) -> 
     // A new instance may have the address of one that drains: Active sorts first and stays.
     reals.sort_unstable();
     reals.dedup_by_key(|real| (real.address, real.port));
-    Service { reals }
+    Service { reals, ..Service::default() }
 }

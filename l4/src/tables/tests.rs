@@ -78,7 +78,7 @@ fn real(number: u8, weight: u16, state: RealState) -> Real {
 }
 
 fn active(count: u8) -> Arc<Service> {
-    Arc::new(Service { reals: (0..count).map(|number| real(number, 1, RealState::Active)).collect() })
+    Arc::new(Service { reals: (0..count).map(|number| real(number, 1, RealState::Active)).collect(), ..Service::default() })
 }
 
 fn plan(tables: &mut Tables, image: &mut Image, input: &Input) -> Vec<Write> {
@@ -138,7 +138,7 @@ fn an_id_that_is_used_again_has_a_new_epoch_and_no_old_counters() {
     let (mut tables, mut image) = fresh();
     let mut seen = BTreeSet::new();
     for round in 0..200_u8 {
-        let one = Service { reals: vec![real(round, 1, RealState::Active)] };
+        let one = Service { reals: vec![real(round, 1, RealState::Active)], ..Service::default() };
         let writes = plan(&mut tables, &mut image, &input(OrdMap::unit(front(1), Arc::new(one))));
         let placed = tables.get(&front(1)).unwrap().reals[0];
         assert!(writes.contains(&Write::ResetReal { id: placed.id }));
@@ -192,7 +192,7 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
     let to_input = |services: BTreeMap<u8, BTreeMap<u8, (u16, RealState)>>| {
         let service = |reals: BTreeMap<u8, (u16, RealState)>| {
             let reals = reals.into_iter().map(|(number, (weight, state))| real(number, weight, state)).collect();
-            Arc::new(Service { reals })
+            Arc::new(Service { reals, ..Service::default() })
         };
         input(services.into_iter().map(|(number, reals)| (front(number), service(reals))).collect())
     };
