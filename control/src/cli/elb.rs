@@ -1,5 +1,7 @@
 //! `tidegate elb ...`.
 
+mod layer4;
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -27,6 +29,11 @@ pub(super) enum Verb {
   tidegate elb create demo --type layer4 --app /demo --port 80:8080
   tidegate elb create names --type layer4 --app /dns --port 53:53/udp --port 53:53
   tidegate elb create web --type layer4 --app /shop/web --port 80:http --vip 10.77.100.7
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http --client-address proxy --slow-start 30s
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http --health http:/healthz --health-interval 1s
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http --allow 10.0.0.0/8 --source-rate 100/24 --syn-cookies-above 5000
+  tidegate elb create video --type layer4 --app /video --port 80 --forward ipip       (its hosts unwrap, have the VIP and serve 80)
+  tidegate elb create names --type layer4 --app /dns --port 53:53/udp --health udp --health-send 'PING\\n' --vip-rate 20000:40000
   tidegate elb create shop --type layer7 --rule shop.example.com/=/shop/web --rule shop.example.com/api=/shop/api:8080
   tidegate elb create all --type layer7 --listen 80 --listen 8080 --rule /=/demo")]
     Create(Create),
@@ -80,6 +87,8 @@ pub(super) struct Create {
     /// How many seconds to wait until it is ready.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     wait: u64,
+    #[command(flatten)]
+    layer4: layer4::Flags,
     #[command(flatten)]
     remote: Remote,
 }
@@ -237,18 +246,16 @@ fn print_elb(elb: &Told) {
         true => "yes".to_owned(),
         false => format!("NO: {}", elb.readiness.reasons.join("; ")),
     };
-    println!(
-        "{}",
-        pairs(&[
-            ("name", elb.name.clone()),
-            ("type", format!("{kind}, {}", elb.spec.scope())),
-            ("VIPs", join(&elb.vips)),
-            ("DNS name", elb.dns_name.clone()),
-            ("ports and jobs", behind),
-            ("revision", elb.revision.to_string()),
-            ("ready", ready),
-        ])
-    );
+    let mut rows = vec![
+        ("name", elb.name.clone()),
+        ("type", format!("{kind}, {}", elb.spec.scope())),
+        ("VIPs", join(&elb.vips)),
+        ("DNS name", elb.dns_name.clone()),
+        ("ports and jobs", behind),
+    ];
+    rows.extend(elb.spec.settings());
+    rows.extend([("revision", elb.revision.to_string()), ("ready", ready)]);
+    println!("{}", pairs(&rows));
     if let Some(status) = &elb.status {
         println!("\n{}", instances(status));
     }
@@ -290,12 +297,13 @@ fn spec(create: &Create) -> ElbSpec {
         ScopeArg::External => Scope::External,
     };
     match create.kind {
-        Kind::Layer4 => ElbSpec::Layer4(Layer4 {
+        Kind::Layer4 => ElbSpec::Layer4(create.layer4.fill(Layer4 {
             scope,
             vips: create.vip.clone(),
             app: create.app.as_deref().unwrap_or_default().into(),
             ports: create.port.clone(),
-        }),
+            ..Layer4::default()
+        })),
         Kind::Layer7 => ElbSpec::Layer7(Layer7 {
             scope,
             vips: create.vip.clone(),

@@ -146,7 +146,7 @@ pub(super) fn on_host_ports(app: App) -> App {
 
 fn layer4(app: &str) -> ElbSpec {
     let ports = vec![PortPair { listen: 80, protocol: Transport::Tcp, target: Some(Target::Number(8080)) }];
-    ElbSpec::Layer4(Layer4 { scope: Scope::Internal, vips: Vec::new(), app: app.into(), ports })
+    ElbSpec::Layer4(Layer4 { app: app.into(), ports, ..Layer4::default() })
 }
 
 pub(super) fn layer7(app: &str) -> ElbSpec {
