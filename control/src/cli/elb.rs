@@ -29,11 +29,12 @@ pub(super) enum Verb {
   tidegate elb create demo --type layer4 --app /demo --port 80:8080
   tidegate elb create names --type layer4 --app /dns --port 53:53/udp --port 53:53
   tidegate elb create web --type layer4 --app /shop/web --port 80:http --vip 10.77.100.7
-  tidegate elb create web --type layer4 --app /shop/web --port 80:http --client-address proxy --slow-start 30s
-  tidegate elb create web --type layer4 --app /shop/web --port 80:http --health http:/healthz --health-interval 1s
-  tidegate elb create web --type layer4 --app /shop/web --port 80:http --allow 10.0.0.0/8 --source-rate 100/24 --syn-cookies-above 5000
-  tidegate elb create video --type layer4 --app /video --port 80 --forward ipip       (its hosts unwrap, have the VIP and serve 80)
-  tidegate elb create names --type layer4 --app /dns --port 53:53/udp --health udp --health-send 'PING\\n' --vip-rate 20000:40000
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http --health http:/healthz --slow-start 30s
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http --client-address proxy
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http \\
+      --allow 10.0.0.0/8 --deny 10.9.0.0/16 --source-rate 100/24 --vip-rate 20000:40000 --syn-cookies-above 5000
+  tidegate elb create video --type layer4 --app /video --port 80 --forward ipip
+  tidegate elb create names --type layer4 --app /dns --port 53/udp --health udp --health-send 'PING\\n'
   tidegate elb create shop --type layer7 --rule shop.example.com/=/shop/web --rule shop.example.com/api=/shop/api:8080
   tidegate elb create all --type layer7 --listen 80 --listen 8080 --rule /=/demo")]
     Create(Create),
@@ -88,9 +89,13 @@ pub(super) struct Create {
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     wait: u64,
     #[command(flatten)]
-    layer4: layer4::Flags,
-    #[command(flatten)]
     remote: Remote,
+    #[command(flatten)]
+    forwarding: layer4::Forwarding,
+    #[command(flatten)]
+    protecting: layer4::Protecting,
+    #[command(flatten)]
+    checking: layer4::Checking,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -297,11 +302,13 @@ fn spec(create: &Create) -> ElbSpec {
         ScopeArg::External => Scope::External,
     };
     match create.kind {
-        Kind::Layer4 => ElbSpec::Layer4(create.layer4.fill(Layer4 {
+        Kind::Layer4 => ElbSpec::Layer4(create.forwarding.fill(Layer4 {
             scope,
             vips: create.vip.clone(),
             app: create.app.as_deref().unwrap_or_default().into(),
             ports: create.port.clone(),
+            protection: create.protecting.protection(),
+            health: create.checking.probe(),
             ..Layer4::default()
         })),
         Kind::Layer7 => ElbSpec::Layer7(Layer7 {

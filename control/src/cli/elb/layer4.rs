@@ -7,11 +7,12 @@ use crate::model::elb::{
     ClientAddress, Forward, Layer4, Payload, Probe, ProbeType, Protection, Rate, SourceRate, StatusRange, network,
 };
 
-/// Everything is left as by default unless it is said.
+/// How packets are forwarded.
+// Groups are flat: clap leaves the group of a struct empty that has another struct in it.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "How packets are forwarded (layer4)")]
 #[group(id = "forwarding", conflicts_with = "rule")]
-pub(super) struct Flags {
+pub(super) struct Forwarding {
     /// How packets get to the instances; left out: fullnat. The others answer clients directly and translate no port.
     #[arg(long, value_enum, value_name = "HOW")]
     forward: Option<Forward>,
@@ -24,16 +25,13 @@ pub(super) struct Flags {
     /// A new instance gets its share of new flows in steps over this time, such as 30s.
     #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     slow_start: Option<u32>,
-    #[command(flatten)]
-    protection: ProtectionFlags,
-    #[command(flatten)]
-    health: HealthFlags,
 }
 
+/// Who may open flows, and how many.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Who may open flows, and how many (layer4)")]
 #[group(id = "protecting", conflicts_with = "rule")]
-struct ProtectionFlags {
+pub(super) struct Protecting {
     /// A network or address whose clients may; nobody else may then. The longest prefix of --allow and --deny decides.
     #[arg(long, value_name = "NET", value_delimiter = ',', value_parser = network)]
     allow: Vec<IpNet>,
@@ -52,10 +50,11 @@ struct ProtectionFlags {
     syn_cookies_above: Option<u32>,
 }
 
+/// How instances are checked.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Checking instances (layer4)")]
 #[group(id = "checking", conflicts_with = "rule")]
-struct HealthFlags {
+pub(super) struct Checking {
     /// How every instance is checked, beside Marathon's own checks: tcp, http, http:/healthz, https:/healthz, udp.
     #[arg(long, value_name = "TYPE[:PATH]", value_parser = health)]
     health: Option<Health>,
@@ -91,15 +90,13 @@ struct Health {
     path: Option<String>,
 }
 
-impl Flags {
+impl Forwarding {
     /// The spec with what was said.
     pub(super) fn fill(&self, spec: Layer4) -> Layer4 {
         Layer4 {
             forward: self.forward.unwrap_or_default(),
             gue_port: self.gue_port,
             client_address: self.client_address.unwrap_or_default(),
-            protection: self.protection.protection(),
-            health: self.health.probe(),
             // A part of a second is a second: 0 would be another wish.
             slow_start_s: self.slow_start.unwrap_or_default().div_ceil(1_000),
             ..spec
@@ -107,8 +104,8 @@ impl Flags {
     }
 }
 
-impl ProtectionFlags {
-    fn protection(&self) -> Protection {
+impl Protecting {
+    pub(super) fn protection(&self) -> Protection {
         Protection {
             allow: self.allow.clone(),
             deny: self.deny.clone(),
@@ -119,8 +116,8 @@ impl ProtectionFlags {
     }
 }
 
-impl HealthFlags {
-    fn probe(&self) -> Option<Probe> {
+impl Checking {
+    pub(super) fn probe(&self) -> Option<Probe> {
         let Health { kind, path } = self.health.clone()?;
         let default = Probe::new(kind);
         Some(Probe {
@@ -276,7 +273,7 @@ mod tests {
 
     #[test]
     fn layer_7_has_none_of_them() {
-        for flag in ["--forward direct", "--vip-rate 1", "--allow 10.0.0.0/8", "--health tcp"] {
+        for flag in ["--forward direct", "--slow-start 1s", "--vip-rate 1", "--allow 10.0.0.0/8", "--health tcp"] {
             let line = format!("tidegate elb create web --type layer7 --rule /=/web {flag}");
             let why = Cli::try_parse_from(line.split(' ')).expect_err(flag).to_string();
             assert!(why.contains("cannot be used with"), "{flag}: {why}");

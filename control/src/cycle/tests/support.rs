@@ -170,6 +170,16 @@ pub(super) fn elb(name: &str, vip: &str, app: &str) -> Desired {
     desired
 }
 
+/// An ELB that listens at 80 and forwards like this.
+pub(super) fn forwarded(name: &str, vip: &str, app: &str, forward: &str, target: &str) -> Desired {
+    let target = target.parse().map_or_else(|_| Target::Name(target.to_owned()), Target::Number);
+    let ports = vec![PortPair { listen: 80, protocol: Transport::Tcp, target: Some(target) }];
+    let forward = serde_json::from_value(forward.into()).unwrap();
+    let mut desired = Desired::default();
+    put(&mut desired, name, vip, ElbSpec::Layer4(Layer4 { app: app.into(), ports, forward, ..Layer4::default() }));
+    desired
+}
+
 /// One of layer 4 and one of layer 7.
 pub(super) fn both(l4: &str, vip4: &str, l7: &str, vip7: &str, app: &str) -> Desired {
     let mut desired = elb(l4, vip4, app);

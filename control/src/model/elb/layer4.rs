@@ -56,7 +56,7 @@ pub enum Forward {
     Direct,
     /// IP in IP: hosts unwrap, have the VIP, serve its port, and answer clients themselves
     IpIp,
-    /// As ipip, wrapped in UDP (GUE variant 1), which every network carries and spreads
+    /// As ipip, but in UDP (GUE variant 1): for networks that carry nothing but TCP and UDP, or spread load by ports
     Gue,
 }
 
