@@ -37,7 +37,7 @@ pub(super) enum Verb {
   tidegate elb create names --type layer4 --app /dns --port 53/udp --health udp --health-send 'PING\\n'
   tidegate elb create shop --type layer7 --rule shop.example.com/=/shop/web --rule shop.example.com/api=/shop/api:8080
   tidegate elb create all --type layer7 --listen 80 --listen 8080 --rule /=/demo")]
-    Create(Create),
+    Create(Box<Create>),
     /// All ELBs.
     List {
         #[command(flatten)]
@@ -152,7 +152,7 @@ struct Instance {
 
 pub(super) async fn main(verb: Verb) -> anyhow::Result<()> {
     match verb {
-        Verb::Create(create) => self::create(create).await,
+        Verb::Create(create) => self::create(*create).await,
         Verb::List { remote } => list(&Client::new(&remote)?).await,
         Verb::Show { name, remote } => show(&Client::new(&remote)?, &name).await,
         Verb::Delete { name, remote } => delete(&Client::new(&remote)?, &name).await,
@@ -308,7 +308,7 @@ fn spec(create: &Create) -> ElbSpec {
             app: create.app.as_deref().unwrap_or_default().into(),
             ports: create.port.clone(),
             protection: create.protecting.protection(),
-            health: create.checking.probe(),
+            health: create.checking.probe().map(Box::new),
             ..Layer4::default()
         })),
         Kind::Layer7 => ElbSpec::Layer7(Layer7 {

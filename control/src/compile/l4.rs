@@ -7,7 +7,10 @@ use tidegate_l4::{Frontend, Protocol, Real, RealState, Service};
 
 use super::in_traffic;
 use crate::model::{
-    elb::{ClientAddress, Elb, ElbSpec, Forward, GUE_PORT, Layer4, PortPair, Probe, ProbeType, Protection, Transport},
+    elb::{
+        ClientAddress, Elb, ElbSpec, Forward, GUE_PORT, Layer4, Payload, PortPair, Probe, ProbeType, Protection,
+        Transport,
+    },
     observed::{Family, Observed},
     ports,
 };
@@ -55,7 +58,7 @@ fn service(spec: &Layer4, pair: &PortPair, vip: IpAddr, observed: &Observed) -> 
             ClientAddress::Proxy => plane::ClientAddress::Proxy,
         },
         protection: protection(&spec.protection, pair.protocol),
-        probe: spec.health.as_ref().filter(|probe| probe.kind.transport() == pair.protocol).map(probe),
+        probe: spec.health.as_deref().filter(|probe| probe.kind.transport() == pair.protocol).map(probe),
         slow_start_s: spec.slow_start_s,
     }
 }
@@ -98,7 +101,7 @@ fn protection(wanted: &Protection, protocol: Transport) -> plane::Protection {
 }
 
 fn probe(wanted: &Probe) -> plane::Probe {
-    let bytes = |payload: &Option<crate::model::elb::Payload>| payload.clone().unwrap_or_default().0;
+    let bytes = |payload: &Option<Payload>| payload.clone().unwrap_or_default().0;
     let kind = match wanted.kind {
         ProbeType::Tcp => plane::ProbeKind::Tcp,
         ProbeType::Http | ProbeType::Https => {

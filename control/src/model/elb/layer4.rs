@@ -38,7 +38,7 @@ pub struct Layer4 {
     /// An active check of every instance, sent the way that its traffic goes; beside Marathon's own health checks, which
     /// always count. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<Probe>,
+    pub health: Option<Box<Probe>>,
     /// A new instance gets its share of new flows in steps over so many seconds, 3,600 at most. 0: at once.
     #[serde(default)]
     pub slow_start_s: u32,

@@ -23,7 +23,7 @@ impl Layer4 {
         );
         row("all clients", protection.per_vip.map(|all| rate(all.per_second, all.burst)));
         row("SYN cookies", protection.syn_cookies_above.map(|rate| format!("above {rate} SYNs a second")));
-        row("health", self.health.as_ref().map(Probe::in_words));
+        row("health", self.health.as_deref().map(Probe::in_words));
         row("slow start", (self.slow_start_s > 0).then(|| format!("{} s", self.slow_start_s)));
         rows
     }
