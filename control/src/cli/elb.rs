@@ -29,13 +29,17 @@ pub(super) enum Verb {
   tidegate elb create demo --type layer4 --app /demo --port 80:8080
   tidegate elb create names --type layer4 --app /dns --port 53:53/udp --port 53:53
   tidegate elb create web --type layer4 --app /shop/web --port 80:http --vip 10.77.100.7
-  tidegate elb create web --type layer4 --app /shop/web --port 80:http --health http:/healthz --slow-start 30s
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http \\
+      --health http:/healthz --slow-start 30s
   tidegate elb create web --type layer4 --app /shop/web --port 80:http --client-address proxy
   tidegate elb create web --type layer4 --app /shop/web --port 80:http \\
-      --allow 10.0.0.0/8 --deny 10.9.0.0/16 --source-rate 100/24 --vip-rate 20000:40000 --syn-cookies-above 5000
+      --allow 10.0.0.0/8 --deny 10.9.0.0/16 --source-rate 100/24 \\
+      --vip-rate 20000:40000 --syn-cookies-above 5000
   tidegate elb create video --type layer4 --app /video --port 80 --forward ipip
-  tidegate elb create names --type layer4 --app /dns --port 53/udp --health udp --health-send 'PING\\n'
-  tidegate elb create shop --type layer7 --rule shop.example.com/=/shop/web --rule shop.example.com/api=/shop/api:8080
+  tidegate elb create names --type layer4 --app /dns --port 53/udp \\
+      --health udp --health-send 'PING\\n'
+  tidegate elb create shop --type layer7 --rule shop.example.com/=/shop/web \\
+      --rule shop.example.com/api=/shop/api:8080
   tidegate elb create all --type layer7 --listen 80 --listen 8080 --rule /=/demo")]
     Create(Box<Create>),
     /// All ELBs.

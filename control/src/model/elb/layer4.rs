@@ -23,13 +23,16 @@ pub struct Layer4 {
     #[schema(value_type = String)]
     pub app: AppId,
     pub ports: Vec<PortPair>,
-    /// How packets get to the instances.
+    /// How packets get to the instances. `fullnat`: addresses and ports are translated, answers come back through here.
+    /// The others translate nothing, and the host, which has the VIP, answers the client itself: `direct` reaches
+    /// neighbours, `ipip` and `gue` wrap packets and reach either address family.
     #[serde(default)]
     pub forward: Forward,
     /// The UDP port that instances unwrap GUE at, only for `"forward":"gue"`. Absent: 6080.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gue_port: Option<u16>,
-    /// How an instance learns its client's address; other than `hidden` only for `"forward":"fullnat"` and TCP.
+    /// How an instance learns its client's address: `toa`, by a TCP option that its kernel must read; `proxy`, by the
+    /// PROXY protocol's header, version 2, which it must expect. Both only for `"forward":"fullnat"` and TCP ports alone.
     #[serde(default)]
     pub client_address: ClientAddress,
     /// Who may open flows, and how many.
