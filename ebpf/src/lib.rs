@@ -28,9 +28,9 @@ pub mod frames;
 pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+mod icmp;
 #[cfg(any(test, feature = "host"))]
 pub mod layers;
-mod icmp;
 pub mod link;
 pub mod nat;
 pub mod parse;
