@@ -22,8 +22,7 @@ const TARGET: &str = "bpfel-unknown-none";
 
 /// What is built: `ebpf/src/bin/<bin>.rs` becomes `target/ebpf/<bin>.o`. `balancer` is embedded in the product.
 const BINS: &[&str] = &[
-    "balancer",
-    // For `bench l4`.
+    "balancer", // For `bench l4`.
     "bench",
 ];
 
