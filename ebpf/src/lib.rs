@@ -34,6 +34,7 @@ pub mod layers;
 pub mod link;
 pub mod nat;
 pub mod parse;
+pub mod replay;
 #[cfg(any(test, feature = "host"))]
 pub mod scripts;
 pub mod select;
