@@ -17,6 +17,7 @@ use crate::{frame::Frame, maps::Maps};
 
 /// The balancer: the usual packets itself, the others by `rest`.
 #[xdp]
+#[inline(always)]
 pub fn balance(context: XdpContext) -> u32 {
     let captured = capture::wanted();
     if captured {
@@ -37,6 +38,7 @@ pub fn balance(context: XdpContext) -> u32 {
 
 /// The packets that are not usual. A program of its own, since it needs all the stack that the kernel gives.
 #[xdp]
+#[inline(always)]
 pub fn rest(context: XdpContext) -> u32 {
     let maps = Maps::<false> { context: context.ctx };
     let action = act(tidegate_ebpf::whole(&mut Frame(context.ctx), &maps));
@@ -48,6 +50,7 @@ pub fn rest(context: XdpContext) -> u32 {
 
 /// Decides as the balancer would, writes nothing but `trace`, and leaves in the packet what would be sent.
 #[xdp]
+#[inline(always)]
 pub fn explain(context: XdpContext) -> u32 {
     let maps = Maps::<true> { context: context.ctx };
     let mut frame = Frame(context.ctx);
@@ -58,6 +61,7 @@ pub fn explain(context: XdpContext) -> u32 {
 /// Writes the clock to `clock`, and lets the next hops be believed for as long as the frame's first 8 bytes say, ns;
 /// for user space to run by itself.
 #[xdp]
+#[inline(always)]
 pub fn beat(context: XdpContext) -> u32 {
     let now = maps::now();
     if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
@@ -76,6 +80,7 @@ pub fn beat(context: XdpContext) -> u32 {
 
 /// Lets everything pass. A veth's far end needs a program for its own side to be able to transmit from XDP.
 #[xdp]
+#[inline(always)]
 pub fn pass(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
