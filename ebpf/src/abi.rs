@@ -25,7 +25,7 @@ pub mod map {
     pub const SETTINGS: &str = "settings";
     /// `Array<FilterWord>`, mapped: which addresses may be ours, by [`super::filter_bit`].
     pub const FILTER: &str = "filter";
-    /// `Array<Address>`: FULLNAT sources by local index: IPv4 from 0, IPv6 from [`super::LOCALS`].
+    /// `Array<Address>`: FULLNAT sources by local index: IPv4 from 0, IPv6 from [`super::Settings::first_v6`].
     pub const LOCALS: &str = "locals";
     /// `Hash<Address, u32>`: the local index of a FULLNAT source.
     pub const LOCAL_INDEX: &str = "local_index";
@@ -171,7 +171,8 @@ pub struct Settings {
     /// Service and real ids below these have counters: entry `cpu * services + id`.
     pub services: u32,
     pub reals: u32,
-    pub pad: u32,
+    /// The local index of the first IPv6 one; IPv4 begins at 0.
+    pub first_v6: u32,
     /// Where tunnelled packets come from, by family.
     pub tunnel_v4: Address,
     pub tunnel_v6: Address,

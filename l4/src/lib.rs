@@ -16,6 +16,7 @@ pub mod report;
 // Pure.
 pub mod maglev;
 mod regions;
+pub mod ring;
 pub mod tables;
 
 // With the kernel.
