@@ -163,7 +163,9 @@ pub enum RealState {
 pub enum Refused {
     #[error("generation {got} is older than {applied}, which is applied already")]
     Older { got: u64, applied: u64 },
-    #[error("{frontend}: the real {address} is not of the VIP's address family; only tunnels (ipip, gue) cross families")]
+    #[error(
+        "{frontend}: the real {address} is not of the VIP's address family; only tunnels (ipip, gue) cross families"
+    )]
     Family { frontend: Frontend, address: IpAddr },
     #[error("{frontend}: port 0 cannot be served")]
     PortZero { frontend: Frontend },
@@ -171,6 +173,8 @@ pub enum Refused {
     NotAnnounced { frontend: Frontend },
     #[error("{frontend}: the real {real:?} is listed twice, has port 0 or weight 0")]
     Real { frontend: Frontend, real: Real },
+    #[error("{frontend}: {count} reals are more than one front end can have: 65,534")]
+    Many { frontend: Frontend, count: usize },
     #[error("{frontend}: {what}")]
     Cannot { frontend: Frontend, what: &'static str },
     #[error("the maps hold {capacity} {what} and no more")]
@@ -193,6 +197,9 @@ impl Input {
             }
             if let Some(what) = service.contradiction(frontend.protocol) {
                 return Err(Refused::Cannot { frontend, what });
+            }
+            if service.reals.len() >= usize::from(u16::MAX) {
+                return Err(Refused::Many { frontend, count: service.reals.len() });
             }
             for (i, real) in service.reals.iter().enumerate() {
                 let crosses = real.address.is_ipv4() != frontend.vip.is_ipv4();
@@ -231,9 +238,11 @@ impl Service {
             Some("a source prefix has at most 32 bits in IPv4 and 128 in IPv6")
         } else if matches!(self.forward, Forward::Gue { port: 0 }) {
             Some("GUE needs a UDP port")
-        } else if self.probe.as_ref().is_some_and(|probe| {
-            probe.interval_ms < 10 || probe.timeout_ms == 0 || probe.rise == 0 || probe.fall == 0
-        }) {
+        } else if self
+            .probe
+            .as_ref()
+            .is_some_and(|probe| probe.interval_ms < 10 || probe.timeout_ms == 0 || probe.rise == 0 || probe.fall == 0)
+        {
             Some("a probe needs an interval of at least 10 ms, a timeout, and a rise and fall of at least 1")
         } else {
             None
