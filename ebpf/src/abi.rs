@@ -115,8 +115,58 @@ pub const UDP: u8 = 17;
 pub const ICMP6: u8 = 58;
 
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialOrd)]
 pub struct Address(pub [u32; 4]);
+
+#[expect(clippy::derived_hash_with_manual_eq, clippy::derive_ord_xor_partial_ord, reason = "the same relation")]
+impl PartialEq for Address {
+    /// Without a call of `memcmp`, which the derived one is.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+}
+
+/// A hardware address as it lies in a frame. Of halves, since so far frames are always aligned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash)]
+pub struct Mac(pub [u16; 3]);
+
+#[expect(clippy::derived_hash_with_manual_eq, reason = "the same relation")]
+impl PartialEq for Mac {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let [a, b, c] = self.0;
+        let [d, e, f] = other.0;
+        (a ^ d) | (b ^ e) | (c ^ f) == 0
+    }
+}
+
+impl Mac {
+    /// Broadcast or multicast.
+    #[inline(always)]
+    #[must_use]
+    pub fn to_many(&self) -> bool {
+        self.0[0].to_ne_bytes()[0] & 1 != 0
+    }
+}
+
+impl From<[u8; 6]> for Mac {
+    #[inline(always)]
+    fn from(bytes: [u8; 6]) -> Self {
+        let [a, b, c, d, e, f] = bytes;
+        Self([u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])])
+    }
+}
+
+impl From<Mac> for [u8; 6] {
+    fn from(mac: Mac) -> Self {
+        let [[a, b], [c, d], [e, f]] = mac.0.map(u16::to_ne_bytes);
+        [a, b, c, d, e, f]
+    }
+}
 
 const MAPPED: u32 = 0xffff_u32.to_be();
 
@@ -289,8 +339,8 @@ pub struct RingBlock(pub [u32; BLOCK_SLOTS]);
 pub struct Hop {
     /// 0: not known; the kernel is asked.
     pub ifindex: u32,
-    pub source_mac: [u8; 6],
-    pub destination_mac: [u8; 6],
+    pub source_mac: Mac,
+    pub destination_mac: Mac,
     /// 802.1Q identifier to send with; 0: untagged.
     pub vlan: u16,
     /// The largest IP packet that fits; 0: not known.
@@ -413,6 +463,31 @@ impl Reason {
         "no-room",
         "not-ready",
     ];
+
+    /// By number; one that is not a reason is [`Reason::Malformed`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Ttl,
+            1 => Self::TcpFlags,
+            2 => Self::NoLocalAddress,
+            3 => Self::NoPort,
+            4 => Self::NoNeighbour,
+            5 => Self::NoRoute,
+            6 => Self::ForwardingOff,
+            7 => Self::Fragment,
+            8 => Self::TooBig,
+            9 => Self::Denied,
+            10 => Self::SourceRate,
+            11 => Self::ServiceRate,
+            12 => Self::Cookie,
+            13 => Self::NoReal,
+            15 => Self::NoRoom,
+            16 => Self::NotReady,
+            _ => Self::Malformed,
+        }
+    }
 }
 
 // A changed size means a new LAYOUT.
@@ -456,6 +531,13 @@ mod tests {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(address)), address);
             assert_eq!(Address::from(address).is_v4(), address.is_ipv4());
+        }
+    }
+
+    #[test]
+    fn a_reason_survives_being_a_number() {
+        for number in 0..Reason::NAMES.len() as u32 {
+            assert_eq!(Reason::from_number(number) as u32, number);
         }
     }
 

@@ -1,10 +1,15 @@
 //! The whole decision on one screen.
 
 use crate::{
-    abi::{Address, Flow, Real, Reason, Reverse, Service, ServiceKey, Settings, Tuple},
-    nat::{self, Rewrite},
-    parse::{Seen, Wire, parse},
-    select::{self, Path},
+    abi::{
+        AccessKey, Address, Event, FilterWord, Flow, Fragment, FragmentKey, Frontend, Hop, Limits, Move, Real, Reason,
+        RecordLine, Service, ServiceKey, Settings, SourceKey, Trace, Why, filter_bit,
+    },
+    client, cookie, encap, flows, guard, icmp, nat,
+    parse::{self, Network, PLAIN_L3, Seen},
+    select,
+    unusual::unusual,
+    wire::{self, Ethernet, Ipv4, Ipv6, Wire},
 };
 
 /// What becomes of a frame.
@@ -25,132 +30,436 @@ pub trait Packet {
     fn length(&self) -> usize;
     /// The interface that it came by.
     fn ifindex(&self) -> u32;
-    /// Its beginning, when it is long enough.
-    fn head<T: Wire>(&mut self) -> Option<&mut T>;
-}
-
-/// The way to the next machine.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Hop {
-    pub ifindex: u32,
-    pub source_mac: [u8; 6],
-    pub destination_mac: [u8; 6],
+    /// A header, when the frame is long enough. No offset reaches beyond [`wire::FURTHEST`].
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
+    /// So many bytes more at the beginning, or fewer. False: there is no room.
+    fn grow(&mut self, bytes: i32) -> bool;
+    /// Cuts the end off, so that so many bytes are left.
+    fn cut(&mut self, length: usize) -> bool;
+    /// Does a stage of the decision, as a function of its own where that matters.
+    #[inline(always)]
+    fn stage<T: Tables>(&mut self, tables: &T, stage: Stage, value: u64) -> u64
+    where
+        Self: Sized,
+    {
+        run(self, tables, stage, value)
+    }
 }
 
 /// The maps, the clock and the route look-up.
 pub trait Tables {
+    /// Nothing is written: what would happen is only explained.
+    const DRY: bool = false;
     /// The coarse monotonic clock, ns.
     fn now(&self) -> u64;
-    fn settings(&self) -> Settings;
+    fn settings(&self) -> Option<&Settings>;
+    fn filter(&self, word: u32) -> FilterWord;
     fn local(&self, index: u32) -> Option<Address>;
+    fn local_index(&self, address: &Address) -> Option<u32>;
     fn service(&self, key: &ServiceKey) -> Option<Service>;
+    fn frontend(&self, id: u32) -> Option<Frontend>;
     fn slot(&self, block: u32, slot: u32) -> Option<u32>;
-    fn real(&self, id: u32) -> Option<Real>;
-    fn flow(&self, tuple: &Tuple) -> Option<Flow>;
-    /// False: the map refused it.
-    fn set_flow(&self, tuple: &Tuple, flow: &Flow) -> bool;
-    /// Looks at an entry in place.
-    fn reverse<R>(&self, tuple: &Tuple, look: impl FnOnce(&mut Reverse) -> R) -> Option<R>;
-    /// False: there is one already.
-    fn insert_reverse(&self, tuple: &Tuple, reverse: &Reverse) -> bool;
-    fn forget_reverse(&self, tuple: &Tuple);
-    /// The way from `source` to `destination` for a packet that came by `ifindex`.
-    fn hop(&self, v4: bool, source: &Address, destination: &Address, ifindex: u32) -> Result<Hop, Reason>;
-    fn count_service(&self, id: u32, bytes: u64, new_flow: bool);
-    fn count_real(&self, id: u32, bytes: u64, new_flow: bool);
+    fn moving(&self, index: u32) -> Option<Move>;
+    fn real(&self, id: u32) -> Option<&Real>;
+    /// Looks at a line in place.
+    fn records<R>(&self, line: u32, look: impl FnOnce(&mut RecordLine) -> R) -> Option<R>;
+    /// Looks at a flow in place.
+    fn flow<R>(&self, index: u32, look: impl FnOnce(&mut Flow) -> R) -> Option<R>;
+    /// False: another CPU has the place. True: it is this one's until [`Tables::unlock`].
+    fn lock(&self, index: u32) -> bool;
+    fn unlock(&self, index: u32);
+    /// This CPU's place for what is known of an unusual packet.
+    fn scratch<R>(&self, look: impl FnOnce(&mut Seen) -> R) -> Option<R>;
+    /// What was written before is written before what follows.
+    fn barrier(&self);
+    fn limits(&self, service: u32) -> Option<&Limits>;
+    /// Looks at a token bucket of a service in place: [`guard::FLOWS`] or [`guard::SYNS`].
+    fn meter<R>(&self, service: u32, which: u32, look: impl FnOnce(&mut u64) -> R) -> Option<R>;
+    /// Looks at a source prefix's token bucket, which is made if it is not there.
+    fn source<R>(&self, key: &SourceKey, look: impl FnOnce(&mut u64) -> R) -> Option<R>;
+    fn access(&self, key: &AccessKey) -> Option<u32>;
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    fn set_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    /// The way to `to`, for a packet that came by `ifindex`, as the kernel knows it; it is written to `hop`.
+    /// [`HOP_FOUND`], or a [`Reason`].
+    fn hop(&self, to: &Address, ifindex: u32, hop: &mut Hop) -> u32;
+    fn count_service(&self, id: u32, bytes: u64, new_flow: bool, opens: bool);
+    fn count_real(&self, id: u32, bytes: u64, new_flow: bool, opens: bool);
+    /// The real's first answer to a flow, or its reset.
+    fn count_answer(&self, id: u32, first: bool, reset: bool);
     fn count_drop(&self, reason: Reason);
+    fn log(&self, event: &Event);
+    /// For the explanation: what was found out on the way.
+    fn trace(&self, note: impl FnOnce(&mut Trace));
+    /// A SYN cookie's sequence number for the packet whose network header is at `l3`, and the MSS that it stands for.
+    fn make_cookie<P: Packet>(&self, packet: &mut P, seen: &Seen) -> Option<(u32, u16)>;
+    /// The MSS, if the packet acknowledges a cookie of ours.
+    fn check_cookie<P: Packet>(&self, packet: &mut P, seen: &Seen) -> Option<u16>;
 }
 
-/// Decides about one frame and does it. A frame is changed only when the verdict sends it on.
+/// Decides about one frame and does it. A frame that passes was not changed.
 #[inline(always)]
 pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(seen) = parse(packet) else { return Verdict::Pass };
-    let key = ServiceKey {
-        vip: seen.tuple.destination,
-        port: seen.tuple.destination_port,
-        protocol: seen.tuple.protocol,
-        pad: 0,
-    };
-    let verdict = match tables.service(&key) {
-        Some(service) => from_client(packet, tables, &seen, &service),
-        None => from_real(packet, tables, &seen),
-    };
-    if let Verdict::Drop(reason) = verdict {
-        tables.count_drop(reason);
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return Verdict::Pass };
+    // Broadcast and multicast are no client's way to a VIP.
+    if ethernet.destination.to_many() {
+        return Verdict::Pass;
     }
-    verdict
-}
-
-#[inline(always)]
-fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service) -> Verdict {
-    if seen.absurd() {
-        return Verdict::Drop(Reason::TcpFlags);
-    }
-    if seen.ttl <= 1 {
-        return Verdict::Drop(Reason::Ttl);
-    }
-    let ifindex = packet.ifindex();
-    let Path { flow, new, known } = match select::path(tables, seen, service, ifindex) {
-        Ok(path) => path,
-        Err(verdict) => return verdict,
-    };
-    let bytes = packet.length() as u64;
-    tables.count_service(service.id, bytes, new);
-    if known {
-        tables.count_real(flow.real_id, bytes, new);
-    }
-    let hop = match tables.hop(seen.v4, &flow.local, &flow.real, ifindex) {
-        Ok(hop) => hop,
-        Err(reason) => return Verdict::Drop(reason),
-    };
-    let to = Rewrite {
-        source: flow.local,
-        destination: flow.real,
-        source_port: flow.local_port,
-        destination_port: flow.real_port,
-    };
-    send(packet, seen, &to, &hop)
-}
-
-#[inline(always)]
-fn from_real<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Verdict {
-    let now = tables.now();
-    let back = tables.reverse(&seen.tuple, |reverse| {
-        // A packet that dies here leaves no trace in its flow.
-        if seen.ttl > 1 {
-            if now.saturating_sub(reverse.seen) > crate::abi::SECOND {
-                reverse.seen = now;
+    let mut step = match ethernet.ethertype {
+        wire::ETHERTYPE_V4 => {
+            let Some(ip) = packet.at::<Ipv4>(PLAIN_L3) else { return Verdict::Pass };
+            let to = Address::v4(ip.destination);
+            if !maybe_ours(tables, &to) {
+                return Verdict::Pass;
             }
-            if seen.end() > reverse.real_end {
-                reverse.real_end = seen.end();
-            }
-            if reverse.answered == 0 {
-                reverse.answered = 1;
-            }
+            Step(packet.stage(tables, Stage::PlainV4, 0))
         }
-        let to = Rewrite {
-            source: reverse.vip,
-            destination: reverse.client,
-            source_port: reverse.vip_port,
-            destination_port: reverse.client_port,
-        };
-        let hop = Hop { ifindex: reverse.ifindex, source_mac: reverse.own_mac, destination_mac: reverse.client_mac };
-        (to, hop)
-    });
-    let Some((to, hop)) = back else { return Verdict::Pass };
-    if seen.ttl <= 1 {
-        return Verdict::Drop(Reason::Ttl);
+        wire::ETHERTYPE_V6 => {
+            let Some(ip) = packet.at::<Ipv6>(PLAIN_L3) else { return Verdict::Pass };
+            let to = Address(ip.destination);
+            if !maybe_ours(tables, &to) {
+                return Verdict::Pass;
+            }
+            Step(packet.stage(tables, Stage::PlainV6, 0))
+        }
+        wire::ETHERTYPE_VLAN => Step::UNUSUAL,
+        _ => Step::PASS,
+    };
+    if step == Step::UNUSUAL {
+        step = Step(packet.stage(tables, Stage::Unusual, 0));
+        if step == Step::DECIDE {
+            step = Step(packet.stage(tables, Stage::Any, 0));
+        }
     }
-    send(packet, seen, &to, &hop)
+    step = match step.kind() {
+        Step::REFUSE => Step(packet.stage(tables, Stage::Refuse, step.0 >> 8)),
+        Step::OUT => Step(packet.stage(tables, Stage::Out, step.0 >> 8)),
+        Step::BACK => Step(packet.stage(tables, Stage::Back, step.0 >> 8)),
+        Step::REQUOTE => Step(packet.stage(tables, Stage::Requote, step.0 >> 8)),
+        Step::REQUOTE_BACK => Step(packet.stage(tables, Stage::RequoteBack, step.0 >> 8)),
+        _ if step == Step::CHALLENGE => Step(packet.stage(tables, Stage::Challenge, 0)),
+        _ if step == Step::ACCEPT => Step(packet.stage(tables, Stage::Accept, 0)),
+        _ => step,
+    };
+    match step.kind() {
+        Step::DROP => Verdict::Drop(Reason::from_number(step.value())),
+        Step::REDIRECT => Verdict::Redirect(step.value()),
+        _ if step == Step::TRANSMIT => Verdict::Transmit,
+        _ => Verdict::Pass,
+    }
+}
+
+/// A part of the decision.
+///
+/// The kernel gives all functions that are on the way together 512 bytes of stack, and its verifier follows every way
+/// through them. So the parts do not call one another: each says which one is next, and [`balance`] calls it, in the
+/// kernel as a global function, which is verified once and by itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage {
+    PlainV4,
+    PlainV6,
+    /// What is not plain is read.
+    Unusual,
+    /// What was read is decided about.
+    Any,
+    /// A packet is dropped and its sender told why.
+    Refuse,
+    /// A client's packet of a flow needs more than a translation.
+    Out,
+    /// A real's.
+    Back,
+    /// An ICMP error goes to a flow's real.
+    Requote,
+    /// To its client.
+    RequoteBack,
+    /// A SYN is answered with a cookie.
+    Challenge,
+    /// Perhaps a cookie comes back.
+    Accept,
+}
+
+/// Does one stage; `value` is what the one before found out.
+#[inline(always)]
+pub fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, stage: Stage, value: u64) -> u64 {
+    let index = value as u32;
+    let step = match stage {
+        Stage::PlainV4 => plain::<P, T, Ipv4>(packet, tables),
+        Stage::PlainV6 => plain::<P, T, Ipv6>(packet, tables),
+        Stage::Unusual => tables.scratch(|seen| unusual(packet, tables, seen)).unwrap_or(Step::PASS),
+        Stage::Any => tables.scratch(|seen| decide(packet, tables, seen)).unwrap_or(Step::PASS),
+        Stage::Refuse => icmp::refuse(packet, tables, Reason::from_number(index), (value >> 32) as u16),
+        Stage::Out => client::out(packet, tables, index),
+        Stage::Back => client::back(packet, tables, index),
+        Stage::Requote => {
+            tables.scratch(|seen| icmp::to_real(packet, tables, seen, index)).unwrap_or(Step::PASS)
+        }
+        Stage::RequoteBack => {
+            tables.scratch(|seen| icmp::to_client(packet, tables, seen, index)).unwrap_or(Step::PASS)
+        }
+        Stage::Challenge => cookie::challenge(packet, tables),
+        Stage::Accept => cookie::accept(packet, tables),
+    };
+    step.0
+}
+
+/// One look that tells nearly all of the host's own traffic.
+#[inline(always)]
+fn maybe_ours<T: Tables>(tables: &T, address: &Address) -> bool {
+    let (word, bit) = filter_bit(address);
+    let word = tables.filter(word);
+    (word.vips | word.locals) >> bit & 1 != 0
+}
+
+/// Most packets: the compiler knows every offset.
+#[inline(always)]
+fn plain<P: Packet, T: Tables, N: Network>(packet: &mut P, tables: &T) -> Step {
+    let Some(mut seen) = parse::plain::<P, N>(packet) else { return Step::UNUSUAL };
+    match parse::transport(packet, &mut seen) {
+        Some(()) => decide(packet, tables, &seen),
+        None => Step::PASS,
+    }
+}
+
+/// What an address may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours {
+    pub(crate) vip: bool,
+    pub(crate) local: bool,
 }
 
 #[inline(always)]
-fn send<P: Packet>(packet: &mut P, seen: &Seen, to: &Rewrite, hop: &Hop) -> Verdict {
-    let ifindex = packet.ifindex();
-    match nat::rewrite(packet, seen, to, hop) {
-        Some(()) if hop.ifindex == ifindex => Verdict::Transmit,
-        Some(()) => Verdict::Redirect(hop.ifindex),
-        // Cannot be: the same headers were read before.
-        None => Verdict::Pass,
+pub(crate) fn ours<T: Tables>(tables: &T, address: &Address) -> Ours {
+    let (word, bit) = filter_bit(address);
+    let word = tables.filter(word);
+    Ours { vip: word.vips >> bit & 1 != 0, local: word.locals >> bit & 1 != 0 }
+}
+
+/// A TCP or UDP packet, or an error about one, to an address that may be ours.
+#[inline(always)]
+fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Step {
+    let ours = ours(tables, &seen.tuple.destination);
+    let mut step = Step::PASS;
+    if ours.vip {
+        let key = ServiceKey {
+            vip: seen.tuple.destination,
+            port: seen.tuple.destination_port,
+            protocol: seen.tuple.protocol,
+            pad: 0,
+        };
+        if let Some(service) = tables.service(&key) {
+            step = from_client(packet, tables, seen, &service);
+        } else if ours.local {
+            step = from_real(tables, packet, seen);
+        }
+    } else if ours.local {
+        step = from_real(tables, packet, seen);
     }
+    if step.kind() == Step::DROP {
+        dropped(tables, seen, step.value());
+    }
+    step
+}
+
+#[inline(always)]
+fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service) -> Step {
+    tables.trace(|trace| trace.service = service.id);
+    if seen.absurd() {
+        return Step::drop(Reason::TcpFlags);
+    }
+    if seen.ttl <= 1 {
+        return Step::refuse(Reason::Ttl, 0);
+    }
+    if service.checks != 0 {
+        match guard::check(tables, seen, service) {
+            guard::WELCOME => {}
+            guard::COOKIE => return Step::CHALLENGE,
+            refused => return Step::drop(guard::reason(refused)),
+        }
+    }
+    let hash = select::hash(&seen.tuple);
+    if service.mode == Service::FULLNAT {
+        return flows::out(packet, tables, seen, service, hash);
+    }
+    let id = select::real(tables, seen, service, hash);
+    if id == select::NOBODY {
+        return Step::PASS;
+    }
+    let real = match tables.real(id) {
+        Some(real) if real.state != Real::GONE => real,
+        _ => return Step::drop(Reason::NoReal),
+    };
+    tables.trace(|trace| trace.real = id);
+    let opens = seen.opens();
+    let bytes = packet.length() as u64;
+    tables.count_service(service.id, bytes, opens, opens);
+    tables.count_real(id, bytes, opens, opens);
+    if opens {
+        log(tables, seen, service.id, id, hash);
+    }
+    match next_hop(tables, real, packet.ifindex()) {
+        Ok(hop) => encap::forward(packet, tables, seen, service, real, &hop, hash as u32),
+        Err(reason) => Step::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn from_real<P: Packet, T: Tables>(tables: &T, packet: &mut P, seen: &Seen) -> Step {
+    let Some(index) = flows::index_of(tables, &seen.tuple.destination, seen.tuple.destination_port) else {
+        return Step::PASS;
+    };
+    if !flows::answers(tables, seen, index) {
+        return Step::PASS;
+    }
+    tables.trace(|trace| (trace.why, trace.flow) = (Why::Answer as u32, index));
+    if seen.ttl <= 1 {
+        return Step::drop(Reason::Ttl);
+    }
+    if seen.quoted {
+        return Step::requote_back(index);
+    }
+    let Some(back) = flows::back(tables, seen, index) else { return Step::PASS };
+    if back.work != 0 {
+        return Step::back(index);
+    }
+    nat::send(packet, seen, &back.to, &back.hop)
+}
+
+/// The hop that user space wrote beside the real, or the kernel's.
+#[inline(always)]
+pub(crate) fn next_hop<T: Tables>(tables: &T, real: &Real, ifindex: u32) -> Result<Hop, Reason> {
+    let Some(settings) = tables.settings() else { return Err(Reason::NoRoute) };
+    if real.hop.ifindex != 0 && tables.now() < settings.hops_until {
+        tables.trace(|trace| trace.hop = 1);
+        return Ok(real.hop);
+    }
+    tables.trace(|trace| trace.hop = 2);
+    let mut hop = Hop::default();
+    match tables.hop(&real.address, ifindex, &mut hop) {
+        HOP_FOUND => Ok(hop),
+        reason => Err(Reason::from_number(reason)),
+    }
+}
+
+/// What [`Tables::hop`] says when there is a way.
+pub const HOP_FOUND: u32 = u32::MAX;
+
+#[inline(always)]
+pub(crate) fn log<T: Tables>(tables: &T, seen: &Seen, service: u32, real: u32, hash: u64) {
+    let mask = tables.settings().map_or(u32::MAX, |settings| settings.log_mask);
+    if mask != u32::MAX && hash as u32 & mask == 0 {
+        tell(tables, seen, service, real);
+    }
+}
+
+#[inline(never)]
+fn tell<T: Tables>(tables: &T, seen: &Seen, service: u32, real: u32) {
+    tables.log(&event(tables, seen, service, real, 0));
+}
+
+/// Rare enough to be told one by one.
+#[inline(never)]
+pub(crate) fn dropped<T: Tables>(tables: &T, seen: &Seen, reason: u32) -> u32 {
+    let reason = Reason::from_number(reason);
+    tables.count_drop(reason);
+    tables.trace(|trace| trace.reason = reason as u32);
+    tables.log(&event(tables, seen, u32::MAX, reason as u32, 1));
+    0
+}
+
+#[inline(always)]
+fn event<T: Tables>(tables: &T, seen: &Seen, service: u32, detail: u32, dropped: u8) -> Event {
+    Event {
+        at: tables.now(),
+        client: seen.tuple.source,
+        vip: seen.tuple.destination,
+        client_port: seen.tuple.source_port,
+        vip_port: seen.tuple.destination_port,
+        protocol: seen.tuple.protocol,
+        dropped,
+        pad: 0,
+        service,
+        detail,
+    }
+}
+
+/// What a [`Stage`] found out, or which one is next, in one register: what a function that
+/// is not inlined returns. Not an enum: of one whose variant holds nothing the rest is undefined, which LLVM may read
+/// and the verifier may not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Step(u64);
+
+impl Step {
+    pub(crate) const PASS: Self = Self(0);
+    pub(crate) const TRANSMIT: Self = Self(1);
+    pub(crate) const UNUSUAL: Self = Self(4);
+    pub(crate) const DECIDE: Self = Self(5);
+    /// A SYN to answer with a cookie.
+    pub(crate) const CHALLENGE: Self = Self(11);
+    /// An acknowledgement of no known flow: perhaps of a cookie.
+    pub(crate) const ACCEPT: Self = Self(12);
+
+    const DROP: u8 = 2;
+    const REDIRECT: u8 = 3;
+    const REFUSE: u8 = 6;
+    const OUT: u8 = 7;
+    const BACK: u8 = 8;
+    const REQUOTE: u8 = 9;
+    const REQUOTE_BACK: u8 = 10;
+
+    #[inline(always)]
+    fn with(kind: u8, value: u32) -> Self {
+        Self(u64::from(kind) | u64::from(value) << 8)
+    }
+
+    #[inline(always)]
+    pub(crate) fn drop(reason: Reason) -> Self {
+        Self::with(Self::DROP, reason as u32)
+    }
+
+    /// To be dropped, and its sender told why, with an MTU.
+    #[inline(always)]
+    pub(crate) fn refuse(reason: Reason, mtu: u16) -> Self {
+        Self(Self::with(Self::REFUSE, reason as u32).0 | u64::from(mtu) << 40)
+    }
+
+    /// A client's packet of the flow at an index that needs more than a translation.
+    #[inline(always)]
+    pub(crate) fn out(index: u32) -> Self {
+        Self::with(Self::OUT, index)
+    }
+
+    /// A real's.
+    #[inline(always)]
+    pub(crate) fn back(index: u32) -> Self {
+        Self::with(Self::BACK, index)
+    }
+
+    /// An ICMP error about a flow, for its real.
+    #[inline(always)]
+    pub(crate) fn requote(index: u32) -> Self {
+        Self::with(Self::REQUOTE, index)
+    }
+
+    /// For its client.
+    #[inline(always)]
+    pub(crate) fn requote_back(index: u32) -> Self {
+        Self::with(Self::REQUOTE_BACK, index)
+    }
+
+    /// Out of `hop`'s interface.
+    #[inline(always)]
+    pub(crate) fn leave(ifindex: u32, hop: &Hop) -> Self {
+        if hop.ifindex == ifindex { Self::TRANSMIT } else { Self::with(Self::REDIRECT, hop.ifindex) }
+    }
+
+    #[inline(always)]
+    fn kind(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline(always)]
+    fn value(self) -> u32 {
+        (self.0 >> 8) as u32
+    }
+
 }

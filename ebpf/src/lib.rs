@@ -1,13 +1,16 @@
 //! The packet core: what happens to a frame, and every map that it is decided by.
 //!
 //! ```text
-//!            client's packet                          real's reply
-//!  parse ─► service? ─ yes ─► select ─► next hop ─► nat ─► TX      (flow and reverse entries)
-//!              └ no ─► reverse entry? ─ yes ─► nat ─► TX
-//!                           └ no ─► PASS: the host's own packet, untouched
+//!             plain frame ─► ours? ─ no ─► PASS: the host's own packet, untouched
+//!  anything ─►                 │ yes
+//!             unusual ─► parse ┤
+//!                              ├─ to a VIP ─► guard ─┬─ FULLNAT ─► flows ─► (client, cookie) ─► nat ─► TX
+//!                              │                     └─ others ─► select: ring slot, records ─► encap ─► TX
+//!                              ├─ from a real ─► flows ─► (client) ─► nat ─► TX
+//!                              └─ ICMP ─► echo, or the error to the right real or client
 //! ```
 //!
-//! `no_std`, no panics, and no pointers: the kernel's side of [`Packet`] and [`Tables`] is in `bin/balancer.rs`, the
+//! `no_std`, no panics, and no pointers: the kernel's side of [`Packet`] and [`Tables`] is in `bin/balancer`, the
 //! laptop's in `host`. It knows services, reals and flows by number; it does not know where they come from.
 //! Start reading at [`balance`](mod@balance), then [`abi`].
 
@@ -15,14 +18,28 @@
 
 pub mod abi;
 pub mod balance;
+pub mod checksum;
+mod client;
+mod cookie;
+pub mod encap;
+pub mod flows;
 #[cfg(any(test, feature = "host"))]
 pub mod frames;
+pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+#[cfg(any(test, feature = "host"))]
+pub mod layers;
+mod icmp;
+pub mod link;
 pub mod nat;
 pub mod parse;
+#[cfg(any(test, feature = "host"))]
+pub mod scripts;
 pub mod select;
 #[cfg(test)]
 mod tests;
+mod unusual;
+pub mod wire;
 
-pub use balance::{Hop, Packet, Tables, Verdict, balance};
+pub use balance::{Packet, Stage, Tables, Verdict, balance};

@@ -34,7 +34,7 @@ pub(crate) fn build() -> anyhow::Result<()> {
     let linker = linker(&root)?;
     println!("ebpf: building the XDP programs");
     let build_dir = root.join("target/ebpf-build");
-    let flags = [format!("-Clinker={}", linker.display()), "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()];
+    let flags = [format!("-Clinker={}", linker.display()), "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into(), "-Ctarget-cpu=v3".into(), "-Clink-arg=--llvm-args=-bpf-stack-size=2048".into()];
     let status = Command::new(cargo())
         .current_dir(&root)
         .args(["build", "--package", "tidegate-ebpf", "--bin", "balancer", "--features", "kernel", "--release"])

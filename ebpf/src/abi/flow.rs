@@ -1,6 +1,6 @@
 //! What is remembered of flows: FULLNAT's translations, and the reals of flows on moving slots.
 
-use super::{Address, FIRST_PORT, LOCALS, PORTS, REAL_ID_BITS, SECOND, TCP, UDP};
+use super::{Address, FIRST_PORT, LOCALS, Mac, PORTS, REAL_ID_BITS, SECOND, TCP, UDP};
 
 /// A FULLNAT flow in one cache line. Its place in the map *is* its local address and port, so the real's answers find
 /// it without a search, and no two flows can have the same port. Clients' packets find it by their hash.
@@ -21,8 +21,8 @@ pub struct Flow {
     /// The way back is the way that the client's packets come: the kernel never hears the client, since XDP takes
     /// every packet before it, and might not know its neighbour entry.
     pub ifindex: u32,
-    pub client_mac: [u8; 6],
-    pub own_mac: [u8; 6],
+    pub client_mac: Mac,
+    pub own_mac: Mac,
     /// How each side ended, in a byte of its own, since two CPUs may write them at once.
     pub client_end: u8,
     pub real_end: u8,

@@ -1,0 +1,74 @@
+//! The kernel's frame.
+
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+};
+use tidegate_ebpf::{
+    Packet, Stage, Tables,
+    wire::{FURTHEST, Wire},
+};
+
+use crate::stages;
+
+pub(crate) struct Frame(pub(crate) *mut xdp_md);
+
+impl Frame {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        // SAFETY: the context is the kernel's, for as long as the program runs.
+        unsafe { (*self.0).data as usize }
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { (*self.0).data_end as usize }
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.end() - self.start()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        // The mask bounds offsets that are not constant, as the verifier wants; it changes none.
+        let start = self.start() + (offset & (FURTHEST - 1));
+        if start + size_of::<T>() > self.end() {
+            return None;
+        }
+        // SAFETY: the bytes are inside the packet (checked above, and by the verifier again), `Wire` takes any bytes,
+        // and the borrow of the only handle to the packet keeps a second reference out. It may be misaligned: a load
+        // or store is one instruction all the same (see `wire`), and nothing else is made of the alignment.
+        Some(unsafe { &mut *(start as *mut T) })
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, bytes: i32) -> bool {
+        // SAFETY: the helper checks the bounds; every pointer into the packet is made anew afterwards, by `at`.
+        unsafe { bpf_xdp_adjust_head(self.0, -bytes) == 0 }
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, length: usize) -> bool {
+        let more = length as i32 - self.length() as i32;
+        // SAFETY: as above.
+        more == 0 || (more < 0 && unsafe { bpf_xdp_adjust_tail(self.0, more) == 0 })
+    }
+
+    #[inline(always)]
+    fn stage<T: Tables>(&mut self, _tables: &T, stage: Stage, value: u64) -> u64 {
+        stages::call(self.0, T::DRY, stage, value)
+    }
+}
+
+const _: () = assert!(FURTHEST.is_power_of_two());

@@ -1,0 +1,384 @@
+//! FULLNAT's flows: found by the client's hash or by the local port, opened, and taken back.
+//!
+//! A flow's place is one of eight neighbours, or of eight others: where its hash says, or where the first free one is.
+//! Most are in their first choice, so most packets touch one cache line of the table. A place is given away only when
+//! its flow is over, or (where there is no other) when it is a handshake that nobody finished in three seconds: a flood
+//! of SYNs can push out nothing but other SYNs.
+
+use crate::{
+    abi::{Address, Flow, FIRST_PORT, Frontend, Hop, Mac, Real, Reason, Service, TCP, UDP, Why},
+    balance::{Packet, Step, Tables, log, next_hop},
+    nat::{self, Rewrite},
+    parse::Seen,
+    select,
+    wire::{ACK, Ethernet, RST, SYN},
+};
+
+/// Not a flow's index.
+pub const NONE: u32 = u32::MAX;
+
+/// What the program knows of a packet from a client before it knows the flow.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask {
+    pub(crate) hash: u64,
+    pub(crate) now: u64,
+    pub(crate) service: u32,
+    pub(crate) ifindex: u32,
+    pub(crate) first: u32,
+    pub(crate) locals: u32,
+    pub(crate) client_mac: Mac,
+    pub(crate) own_mac: Mac,
+}
+
+/// What a flow's entry says. Not an `Option` around it: its payload would be undefined, which LLVM may read and the
+/// verifier may not.
+#[derive(Clone, Copy)]
+struct Life {
+    own: bool,
+    spilled: bool,
+    closing: bool,
+    idle: bool,
+    work: u8,
+    real: u32,
+}
+
+const LOST: Life = Life { own: false, spilled: false, closing: false, idle: false, work: 0, real: select::NOBODY };
+
+/// A client's packet, out to its real.
+#[inline(always)]
+pub(crate) fn out<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    seen: &Seen,
+    service: &Service,
+    hash: u64,
+) -> Step {
+    let (first, locals) = match tables.settings() {
+        Some(settings) if seen.v4 => (0, settings.locals_v4),
+        Some(settings) => (settings.first_v6, settings.locals_v6),
+        None => (0, 0),
+    };
+    if locals == 0 {
+        return Step::drop(Reason::NoLocalAddress);
+    }
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return Step::PASS };
+    let (client_mac, own_mac) = (ethernet.source, ethernet.destination);
+    let ask = Ask {
+        hash,
+        now: tables.now(),
+        service: service.id,
+        ifindex: packet.ifindex(),
+        first,
+        locals,
+        client_mac,
+        own_mac,
+    };
+    let mut index = Flow::home(hash, first, locals);
+    let mut life = tables.flow(index, |flow| touch(flow, seen, &ask)).unwrap_or(LOST);
+    if !life.own && (life.spilled || !seen.opens()) {
+        index = elsewhere(tables, seen, &ask);
+        life = tables.flow(index, |flow| touch(flow, seen, &ask)).unwrap_or(LOST);
+    }
+    let mut new = false;
+    if !life.own || again(tables, seen, &life) {
+        if !life.own && !starts(seen, service) {
+            if service.checks & Service::COOKIES != 0 && seen.flags & (SYN | ACK | RST) == ACK {
+                return Step::ACCEPT;
+            }
+            return Step::PASS;
+        }
+        let real = select::real(tables, seen, service, hash);
+        if real == select::NOBODY {
+            return Step::PASS;
+        }
+        let work = if service.client == Service::HIDDEN || seen.tuple.protocol != TCP {
+            0
+        } else if service.client == Service::TOA {
+            Flow::TOA
+        } else {
+            Flow::PROXY
+        };
+        tables.trace(|trace| (trace.why, trace.flow) = (Why::NewFlow as u32, NONE));
+        index = open(tables, seen, &ask, real, if life.own { index } else { NONE }, work);
+        if index == NONE {
+            return Step::drop(Reason::NoPort);
+        }
+        (life.real, life.work) = (real, work);
+        new = true;
+    } else {
+        tables.trace(|trace| (trace.why, trace.flow) = (Why::Flow as u32, index));
+    }
+    if seen.quoted {
+        return Step::requote(index);
+    }
+    let real = match tables.real(life.real) {
+        Some(real) if real.state != Real::GONE => real,
+        _ => return Step::drop(Reason::NoReal),
+    };
+    tables.trace(|trace| trace.real = life.real);
+    let Some(local) = tables.local(index >> 16) else { return Step::drop(Reason::NoLocalAddress) };
+    let opens = seen.opens();
+    let bytes = packet.length() as u64;
+    tables.count_service(service.id, bytes, new, opens);
+    tables.count_real(life.real, bytes, new, opens);
+    if new {
+        log(tables, seen, service.id, life.real, hash);
+    }
+    let hop = match next_hop(tables, real, ask.ifindex) {
+        Ok(hop) => hop,
+        Err(reason) => return Step::drop(reason),
+    };
+    if hop.mtu != 0 && seen.length > hop.mtu {
+        return Step::refuse(Reason::TooBig, hop.mtu);
+    }
+    if life.work != 0 {
+        return Step::out(index);
+    }
+    let to = Rewrite {
+        source: local,
+        destination: real.address,
+        source_port: index as u16,
+        destination_port: real.port,
+    };
+    nat::send(packet, seen, &to, &hop)
+}
+
+/// Whether a packet of no known flow makes one. One in the middle of a connection does too: state may have been lost,
+/// and its place and (while the ring stands) its real are found again by its hash.
+#[inline(always)]
+fn starts(seen: &Seen, service: &Service) -> bool {
+    // Nobody's reset, an answer to a question that no real asked, a piece without its head.
+    let stray = seen.flags & RST != 0 || seen.flags & (SYN | ACK) == SYN | ACK || seen.headless || seen.quoted;
+    !stray && (service.checks & Service::COOKIES == 0 || seen.opens() || seen.tuple.protocol == UDP)
+}
+
+/// Whether a known flow begins anew: a SYN in a port that was used before, or one whose real takes no more; a UDP flow
+/// that was silent, of a real that takes no more.
+#[inline(always)]
+fn again<T: Tables>(tables: &T, seen: &Seen, life: &Life) -> bool {
+    if seen.tuple.protocol == UDP {
+        life.idle && !active(tables, life.real)
+    } else {
+        seen.opens() && life.work & Flow::WAITING == 0 && (life.closing || !active(tables, life.real))
+    }
+}
+
+#[inline(always)]
+fn active<T: Tables>(tables: &T, id: u32) -> bool {
+    tables.real(id).is_some_and(|real| real.state == Real::ACTIVE)
+}
+
+#[inline(always)]
+fn own(flow: &Flow, seen: &Seen, service: u32) -> bool {
+    flow.client_port == seen.tuple.source_port
+        && flow.protocol == seen.tuple.protocol
+        && flow.service == service
+        && flow.client == seen.tuple.source
+}
+
+/// Notes the packet in its flow's entry; writes only what changed, since every write costs other CPUs a cache line.
+#[inline(always)]
+fn touch(flow: &mut Flow, seen: &Seen, ask: &Ask) -> Life {
+    if !own(flow, seen, ask.service) {
+        return Life { spilled: flow.spilled != 0, ..LOST };
+    }
+    let life = Life {
+        own: true,
+        spilled: false,
+        closing: flow.closing(),
+        idle: flow.idle(ask.now) > Flow::UDP_IDLE,
+        work: flow.work,
+        real: flow.real(),
+    };
+    if !seen.quoted {
+        let tick = Flow::tick(ask.now);
+        if flow.seen != tick {
+            flow.seen = tick;
+        }
+        if seen.end() > flow.client_end {
+            flow.client_end = seen.end();
+        }
+        if flow.client_mac != ask.client_mac || flow.ifindex != ask.ifindex || flow.vlan() != seen.vlan {
+            flow.client_mac = ask.client_mac;
+            flow.own_mac = ask.own_mac;
+            flow.ifindex = ask.ifindex;
+            flow.set_real(life.real, seen.vlan);
+        }
+    }
+    life
+}
+
+/// Finds a flow that is not in its first choice.
+#[inline(never)]
+pub(crate) fn elsewhere<T: Tables>(tables: &T, seen: &Seen, ask: &Ask) -> u32 {
+    let home = Flow::home(ask.hash, ask.first, ask.locals);
+    let second = Flow::second(ask.hash, ask.first, ask.locals);
+    let mut step = 1;
+    while step < 2 * Flow::GROUP {
+        let place = candidate(home, second, step);
+        if tables.flow(place, |flow| own(flow, seen, ask.service)).unwrap_or(false) {
+            return place;
+        }
+        step += 1;
+    }
+    NONE
+}
+
+/// The `step`th place that is tried.
+#[inline(always)]
+fn candidate(home: u32, second: u32, step: u32) -> u32 {
+    if step < Flow::GROUP { Flow::neighbour(home, step) } else { Flow::neighbour(second, step) }
+}
+
+/// How well a place suits a new flow: the higher, the better; 0: it is taken.
+#[inline(always)]
+fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
+    let idle = flow.idle(now);
+    if flow.over(now) {
+        // A real that the same local port was closed with may hold it in TIME_WAIT.
+        if flow.protocol == 0 || flow.real() != real || idle > Flow::TIME_WAIT { 4 } else { 3 }
+    } else if flow.answered == 0 && flow.protocol == TCP && idle > Flow::TCP_OPENING_PRESSED {
+        2
+    } else {
+        0
+    }
+}
+
+/// Gives the flow a place (`again`: the one that it has) and writes it. [`NONE`]: there is none.
+#[inline(never)]
+pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, real: u32, again: u32, work: u8) -> u32 {
+    let home = Flow::home(ask.hash, ask.first, ask.locals);
+    if again != NONE {
+        return if take(tables, seen, ask, real, again, work) { again } else { NONE };
+    }
+    let second = Flow::second(ask.hash, ask.first, ask.locals);
+    let (mut best, mut suits) = (NONE, 0);
+    let mut step = 0;
+    while step < 2 * Flow::GROUP {
+        let place = candidate(home, second, step);
+        let rank = tables.flow(place, |flow| rank(flow, ask.now, real)).unwrap_or(0);
+        if rank > suits {
+            (best, suits) = (place, rank);
+        }
+        // The first that is good enough: the table is not read further than need be.
+        if suits == 4 {
+            break;
+        }
+        step += 1;
+    }
+    if best == NONE || !take(tables, seen, ask, real, best, work) {
+        return NONE;
+    }
+    if best != home && !T::DRY {
+        tables.flow(home, |flow| flow.spilled = 1);
+    }
+    best
+}
+
+/// Writes the flow into a place. False: another CPU is just giving it away.
+#[inline(always)]
+fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, real: u32, place: u32, work: u8) -> bool {
+    if T::DRY {
+        return true;
+    }
+    if !tables.lock(place) {
+        return false;
+    }
+    // Nobody finds a half-written flow: the protocol comes last.
+    tables.flow(place, |flow| flow.protocol = 0);
+    tables.barrier();
+    tables.flow(place, |flow| {
+        flow.client = seen.tuple.source;
+        flow.client_port = seen.tuple.source_port;
+        flow.work = work;
+        flow.service = ask.service;
+        flow.set_real(real, seen.vlan);
+        flow.seen = Flow::tick(ask.now);
+        flow.ifindex = ask.ifindex;
+        flow.client_mac = ask.client_mac;
+        flow.own_mac = ask.own_mac;
+        flow.client_end = seen.end();
+        flow.real_end = 0;
+        flow.answered = 0;
+        flow.start = 0;
+        flow.ahead = 0;
+    });
+    tables.barrier();
+    tables.flow(place, |flow| flow.protocol = seen.tuple.protocol);
+    tables.unlock(place);
+    true
+}
+
+/// The index of a local address and port, if both may be.
+#[inline(always)]
+pub(crate) fn index_of<T: Tables>(tables: &T, local: &Address, port: u16) -> Option<u32> {
+    if u32::from(port) < FIRST_PORT {
+        return None;
+    }
+    tables.local_index(local).map(|local| Flow::index(local, port))
+}
+
+/// Whether the packet is of the real that the flow at `index` has.
+#[inline(always)]
+pub(crate) fn answers<T: Tables>(tables: &T, seen: &Seen, index: u32) -> bool {
+    let protocol = seen.tuple.protocol;
+    let id = tables.flow(index, |flow| if flow.protocol == protocol { flow.real() } else { select::NOBODY });
+    let Some(real) = tables.real(id.unwrap_or(select::NOBODY)) else { return false };
+    real.address == seen.tuple.source && real.port == seen.tuple.source_port && real.state != Real::GONE
+}
+
+/// A packet's way back to the client.
+pub(crate) struct Back {
+    pub(crate) to: Rewrite,
+    pub(crate) hop: Hop,
+    pub(crate) work: u8,
+}
+
+/// Notes a real's packet in its flow, and says where it goes. `None`: the service is gone.
+#[inline(always)]
+pub(crate) fn back<T: Tables>(tables: &T, seen: &Seen, index: u32) -> Option<Back> {
+    let tick = Flow::tick(tables.now());
+    let (mut first, mut reset, mut real, mut service) = (false, false, 0, 0);
+    let mut back = Back {
+        to: Rewrite {
+            source: Address::default(),
+            destination: Address::default(),
+            source_port: 0,
+            destination_port: 0,
+        },
+        hop: Hop::default(),
+        work: 0,
+    };
+    tables.flow(index, |flow| {
+        if !seen.quoted {
+            if flow.seen != tick {
+                flow.seen = tick;
+            }
+            let end = seen.end();
+            if end > flow.real_end {
+                flow.real_end = end;
+                reset = end == Flow::RST;
+            }
+            // A refusal is no answer: the handshake was not finished.
+            if flow.answered == 0 && end != Flow::RST {
+                flow.answered = 1;
+                first = true;
+            }
+        }
+        back.to.destination = flow.client;
+        back.to.destination_port = flow.client_port;
+        back.hop.ifindex = flow.ifindex;
+        back.hop.source_mac = flow.own_mac;
+        back.hop.destination_mac = flow.client_mac;
+        back.hop.vlan = flow.vlan();
+        back.work = flow.work;
+        real = flow.real();
+        service = flow.service;
+    });
+    if first || reset {
+        tables.count_answer(real, first, reset);
+    }
+    let Frontend { vip, port, .. } = tables.frontend(service)?;
+    (back.to.source, back.to.source_port) = (vip, port);
+    Some(back)
+}
