@@ -106,7 +106,7 @@ pub fn targets(shares: &[Share], held: &[u32], slots: usize) -> Vec<u32> {
         return targets;
     }
     let key = |i: &usize| (Reverse(spans[*i].remainder), hash(&shares[*i].real), shares[*i].real);
-    queue.sort_unstable_by_key(key);
+    queue.sort_by_cached_key(key);
     if missing > 0 {
         queue.into_iter().take(wanted).for_each(|i| targets[i] += 1);
     } else {

@@ -81,7 +81,7 @@ impl Ring {
             .filter(|(_, (target, held))| target > held)
             .map(|(seat, (target, held))| (seat, target - held))
             .collect();
-        gainers.sort_unstable_by_key(|(seat, _)| {
+        gainers.sort_by_cached_key(|(seat, _)| {
             let real = &shares[usize::from(*seat)].real;
             (hash(real), *real)
         });
