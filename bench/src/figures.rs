@@ -61,6 +61,10 @@ impl Samples {
         self.0.entry(case).or_default().entry(contender.into()).or_default().push(value);
     }
 
+    pub(crate) fn median(&self, case: &str, contender: &str) -> Option<f64> {
+        median(self.0.get(case)?.get(contender)?)
+    }
+
     /// The medians of a case; None when ours was not measured.
     pub(crate) fn row(&self, bench: &'static str, figure: Figure) -> Option<Row> {
         let mut peers: BTreeMap<String, f64> = BTreeMap::new();

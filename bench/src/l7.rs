@@ -5,7 +5,6 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -22,13 +21,13 @@ use crate::{
     machine::{Cores, Watch},
     peers::{self, Peer, fill},
     server::Server,
+    wrk::{Load, WRK},
 };
 
 const BODY: usize = 128;
 
 const NGINX: Peer = Peer { package: "nginx", program: "/usr/sbin/nginx" };
 const HAPROXY: Peer = Peer { package: "haproxy", program: "/usr/sbin/haproxy" };
-const WRK: Peer = Peer { package: "wrk", program: "/usr/bin/wrk" };
 
 /// The goals of layer 7 come with their own issue: until then the ratio is only shown.
 const fn figure(case: &'static str, unit: &'static str, better: Better) -> Figure {
@@ -62,7 +61,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     in_turns(&mut contenders, settings.rounds(), |Contender { server, address }| {
         let watch = Watch::start(&[server.pid(), backend.server.pid()])?;
         let before = server.processor_time()?;
-        let turn = wrk(*address, cores.load, settings.turn())?;
+        let load = Load { core: cores.load, time: settings.turn(), ..Load::of(&format!("http://{address}/")) };
+        let turn = load.run(|command| command.output())?;
         let used = server.processor_time()?.saturating_sub(before).as_secs_f64();
         outcome.disturbances.push(watch.stop()?);
         anyhow::ensure!(turn.requests > 0, "{} answered nothing", server.name);
@@ -164,45 +164,6 @@ fn answers(address: SocketAddr) -> bool {
     ask().unwrap_or(false)
 }
 
-#[derive(Debug, PartialEq)]
-struct Turn {
-    requests: u64,
-    failed: u64,
-    p99_us: u64,
-    took: Duration,
-}
-
-/// wrk speaks numbers best through its script: one line, in its own units (microseconds).
-const SCRIPT: &str = r#"
-done = function(summary, latency)
-    local e = summary.errors
-    io.write(string.format("tidegate %d %d %d %d\n", summary.requests,
-        e.connect + e.read + e.write + e.status + e.timeout, latency:percentile(99), summary.duration))
-end
-"#;
-
-fn wrk(server: SocketAddr, core: usize, time: Duration) -> anyhow::Result<Turn> {
-    let mut script = tempfile::NamedTempFile::new()?;
-    script.write_all(SCRIPT.as_bytes())?;
-    let output = Command::new("taskset")
-        .args(["-c", &core.to_string()])
-        .arg(WRK.program())
-        .args(["-t1", "-c64", "-d", &format!("{}s", time.as_secs()), "-s"])
-        .arg(script.path())
-        .arg(format!("http://{server}/"))
-        .output()
-        .context("starting wrk")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    read_wrk(&text).with_context(|| format!("wrk said: {text}{}", String::from_utf8_lossy(&output.stderr)))
-}
-
-fn read_wrk(text: &str) -> Option<Turn> {
-    let line = text.lines().find_map(|line| line.strip_prefix("tidegate "))?;
-    let numbers: Vec<u64> = line.split(' ').map(|word| word.parse().ok()).collect::<Option<_>>()?;
-    let &[requests, failed, p99_us, took_us] = numbers.as_slice() else { return None };
-    Some(Turn { requests, failed, p99_us, took: Duration::from_micros(took_us) })
-}
-
 /// Ours, before one upstream.
 pub(crate) fn serve(address: SocketAddr, upstream: SocketAddr) -> anyhow::Result<()> {
     let pool: Arc<str> = "bench".into();
@@ -217,17 +178,4 @@ pub(crate) fn serve(address: SocketAddr, upstream: SocketAddr) -> anyhow::Result
     let (reports, _reports) = watch::channel(Arc::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(tidegate_l7::run(Config::default(), inputs, reports, CancellationToken::new()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_line_of_the_script_is_found_among_what_wrk_prints() {
-        let text = "Running 1s test\n  1 threads\n\ntidegate 1000 2 350 1000123\n";
-        let turn = Turn { requests: 1000, failed: 2, p99_us: 350, took: Duration::from_micros(1_000_123) };
-        assert_eq!(read_wrk(text), Some(turn));
-        assert_eq!(read_wrk("unable to connect"), None);
-    }
 }

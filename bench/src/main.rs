@@ -7,10 +7,12 @@ mod dns;
 mod dns_load;
 mod events;
 mod figures;
+mod l4;
 mod l7;
 mod machine;
 mod peers;
 mod server;
+mod wrk;
 
 use std::{
     net::SocketAddr,
@@ -26,6 +28,7 @@ use crate::{figures::Outcome, machine::Machine};
 /// Everything that can be measured. A new bench is a file and a line here.
 const BENCHES: &[Bench] = &[
     Bench { name: "events", about: "a Marathon event until the first answer that obeys it", run: events::run },
+    Bench { name: "l4", about: "packets through the balancer, beside nft, haproxy and nginx", run: l4::run },
     Bench { name: "l7", about: "requests through the proxy, beside nginx and haproxy", run: l7::run },
     Bench { name: "dns", about: "answers of the DNS plane, beside knot, nsd and gdnsd", run: dns::run },
 ];

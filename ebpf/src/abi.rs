@@ -69,8 +69,29 @@ pub mod map {
     pub const TRACE: &str = "trace";
 
     pub const ALL: [&str; 23] = [
-        SETTINGS, FILTER, LOCALS, LOCAL_INDEX, SERVICES, FRONTENDS, REALS, RINGS, MOVES, RECORDS, FLOWS, LIMITS,
-        METERS, SOURCES, ACCESS, FRAGMENTS, SERVICE_COUNTERS, REAL_COUNTERS, DROPS, EVENTS, CAPTURE, CAPTURED, TRACE,
+        SETTINGS,
+        FILTER,
+        LOCALS,
+        LOCAL_INDEX,
+        SERVICES,
+        FRONTENDS,
+        REALS,
+        RINGS,
+        MOVES,
+        RECORDS,
+        FLOWS,
+        LIMITS,
+        METERS,
+        SOURCES,
+        ACCESS,
+        FRAGMENTS,
+        SERVICE_COUNTERS,
+        REAL_COUNTERS,
+        DROPS,
+        EVENTS,
+        CAPTURE,
+        CAPTURED,
+        TRACE,
     ];
 }
 
@@ -396,9 +417,9 @@ pub struct Counters {
     pub flows: u64,
     /// SYNs, also repeated ones.
     pub opens: u64,
-    /// Flows that the real answered for the first time (FULLNAT).
+    /// The real's answers to what opens a flow, also repeated ones (FULLNAT).
     pub answers: u64,
-    /// Resets by the real (FULLNAT).
+    /// Its refusals: resets before any answer (FULLNAT).
     pub resets: u64,
 }
 

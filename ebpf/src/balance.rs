@@ -85,8 +85,8 @@ pub trait Tables {
     fn hop(&self, to: &Address, ifindex: u32, hop: &mut Hop) -> u32;
     fn count_service(&self, id: u32, bytes: u64, new_flow: bool, opens: bool);
     fn count_real(&self, id: u32, bytes: u64, new_flow: bool, opens: bool);
-    /// The real's first answer to a flow, or its reset.
-    fn count_answer(&self, id: u32, first: bool, reset: bool);
+    /// The real's answer to what opens a flow, or its refusal.
+    fn count_answer(&self, id: u32, answer: bool, reset: bool);
     fn count_drop(&self, reason: Reason);
     fn log(&self, event: &Event);
     /// For the explanation: what was found out on the way.
@@ -190,12 +190,8 @@ pub fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, stage: Stage, value
         Stage::Refuse => icmp::refuse(packet, tables, Reason::from_number(index), (value >> 32) as u16),
         Stage::Out => client::out(packet, tables, index),
         Stage::Back => client::back(packet, tables, index),
-        Stage::Requote => {
-            tables.scratch(|seen| icmp::to_real(packet, tables, seen, index)).unwrap_or(Step::PASS)
-        }
-        Stage::RequoteBack => {
-            tables.scratch(|seen| icmp::to_client(packet, tables, seen, index)).unwrap_or(Step::PASS)
-        }
+        Stage::Requote => tables.scratch(|seen| icmp::to_real(packet, tables, seen, index)).unwrap_or(Step::PASS),
+        Stage::RequoteBack => tables.scratch(|seen| icmp::to_client(packet, tables, seen, index)).unwrap_or(Step::PASS),
         Stage::Challenge => cookie::challenge(packet, tables),
         Stage::Accept => cookie::accept(packet, tables),
     };
@@ -461,5 +457,4 @@ impl Step {
     fn value(self) -> u32 {
         (self.0 >> 8) as u32
     }
-
 }

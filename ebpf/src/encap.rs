@@ -5,9 +5,7 @@ use crate::{
     balance::{Packet, Step, Tables},
     checksum, link,
     parse::Seen,
-    wire::{
-        DO_NOT_FRAGMENT, ETHERTYPE_V4, ETHERTYPE_V6, Ethernet, IPV4_INSIDE, IPV6_INSIDE, Ipv4, Ipv6, Ports, Udp,
-    },
+    wire::{DO_NOT_FRAGMENT, ETHERTYPE_V4, ETHERTYPE_V6, Ethernet, IPV4_INSIDE, IPV6_INSIDE, Ipv4, Ipv6, Ports, Udp},
 };
 
 /// A tunnel's time to live (RFC 1340's recommendation, and every kernel's default).
@@ -48,15 +46,9 @@ pub(crate) fn forward<P: Packet, T: Tables>(
         hash,
     };
     // The usual tunnel is written here and now; all others share one function.
-    let usual = service.mode == Service::IPIP
-        && v4 == seen.v4
-        && hop.vlan == 0
-        && seen.l3 as usize == size_of::<Ethernet>();
-    let done = if usual {
-        ipip(packet, &outer, hop).is_some()
-    } else {
-        wrap(packet, seen.l3, &outer, hop) != 0
-    };
+    let usual =
+        service.mode == Service::IPIP && v4 == seen.v4 && hop.vlan == 0 && seen.l3 as usize == size_of::<Ethernet>();
+    let done = if usual { ipip(packet, &outer, hop).is_some() } else { wrap(packet, seen.l3, &outer, hop) != 0 };
     if done { Step::leave(ifindex, hop) } else { Step::drop(Reason::NoRoom) }
 }
 

@@ -6,7 +6,7 @@
 //! of SYNs can push out nothing but other SYNs.
 
 use crate::{
-    abi::{Address, Flow, FIRST_PORT, Frontend, Hop, Mac, Real, Reason, Service, TCP, UDP, Why},
+    abi::{Address, FIRST_PORT, Flow, Frontend, Hop, Mac, Real, Reason, Service, TCP, UDP, Why},
     balance::{Packet, Step, Tables, log, next_hop},
     nat::{self, Rewrite},
     parse::Seen,
@@ -46,13 +46,7 @@ const LOST: Life = Life { own: false, spilled: false, closing: false, idle: fals
 
 /// A client's packet, out to its real.
 #[inline(always)]
-pub(crate) fn out<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    seen: &Seen,
-    service: &Service,
-    hash: u64,
-) -> Step {
+pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service, hash: u64) -> Step {
     let (first, locals) = match tables.settings() {
         Some(settings) if seen.v4 => (0, settings.locals_v4),
         Some(settings) => (settings.first_v6, settings.locals_v6),
@@ -134,12 +128,8 @@ pub(crate) fn out<P: Packet, T: Tables>(
     if life.work != 0 {
         return Step::out(index);
     }
-    let to = Rewrite {
-        source: local,
-        destination: real.address,
-        source_port: index as u16,
-        destination_port: real.port,
-    };
+    let to =
+        Rewrite { source: local, destination: real.address, source_port: index as u16, destination_port: real.port };
     nat::send(packet, seen, &to, &hop)
 }
 
@@ -338,7 +328,7 @@ pub(crate) struct Back {
 #[inline(always)]
 pub(crate) fn back<T: Tables>(tables: &T, seen: &Seen, index: u32) -> Option<Back> {
     let tick = Flow::tick(tables.now());
-    let (mut first, mut reset, mut real, mut service) = (false, false, 0, 0);
+    let (mut answer, mut reset, mut real, mut service) = (false, false, 0, 0);
     let mut back = Back {
         to: Rewrite {
             source: Address::default(),
@@ -355,14 +345,16 @@ pub(crate) fn back<T: Tables>(tables: &T, seen: &Seen, index: u32) -> Option<Bac
                 flow.seen = tick;
             }
             let end = seen.end();
+            // A refusal is no answer: the handshake was not finished.
+            if flow.answered == 0 {
+                reset = end == Flow::RST;
+                answer = !reset;
+                flow.answered = u8::from(answer);
+            } else if seen.flags & SYN != 0 {
+                answer = true;
+            }
             if end > flow.real_end {
                 flow.real_end = end;
-                reset = end == Flow::RST;
-            }
-            // A refusal is no answer: the handshake was not finished.
-            if flow.answered == 0 && end != Flow::RST {
-                flow.answered = 1;
-                first = true;
             }
         }
         back.to.destination = flow.client;
@@ -375,8 +367,8 @@ pub(crate) fn back<T: Tables>(tables: &T, seen: &Seen, index: u32) -> Option<Bac
         real = flow.real();
         service = flow.service;
     });
-    if first || reset {
-        tables.count_answer(real, first, reset);
+    if answer || reset {
+        tables.count_answer(real, answer, reset);
     }
     let Frontend { vip, port, .. } = tables.frontend(service)?;
     (back.to.source, back.to.source_port) = (vip, port);

@@ -5,8 +5,8 @@ use std::{cell::RefCell, collections::HashMap};
 use crate::{
     abi::{
         ACCESS_DATA, AccessKey, Address, BLOCK_SLOTS, Counters, Event, FILTER_WORDS, FilterWord, Flow, Fragment,
-        FragmentKey, Frontend, Hop, LAYOUT, Limits, Move, Real, Reason, RecordLine, RingBlock, Service, ServiceKey,
-        Settings, SourceKey, Trace, filter_bit,
+        FragmentKey, Frontend, Hop, LAYOUT, LOCALS, Limits, Move, PORTS, Real, Reason, RecordLine, RingBlock, Service,
+        ServiceKey, Settings, SourceKey, Trace, filter_bit,
     },
     balance::{HOP_FOUND, Packet, Tables},
     parse::Seen,
@@ -27,9 +27,8 @@ impl Frame {
     #[must_use]
     pub fn new(bytes: &[u8], ifindex: u32) -> Self {
         let padded: Vec<u8> = [0; PAD].iter().chain(bytes).copied().collect();
-        let word = |part: &[u8]| {
-            u32::from_ne_bytes(std::array::from_fn(|at| part.get(at).copied().unwrap_or_default()))
-        };
+        let word =
+            |part: &[u8]| u32::from_ne_bytes(std::array::from_fn(|at| part.get(at).copied().unwrap_or_default()));
         Self { words: padded.chunks(4).map(word).collect(), length: bytes.len(), ifindex }
     }
 
@@ -283,6 +282,9 @@ impl Tables for Memory {
     }
 
     fn flow<R>(&self, index: u32, look: impl FnOnce(&mut Flow) -> R) -> Option<R> {
+        if index >= 2 * LOCALS * PORTS {
+            return None;
+        }
         Some(look(self.0.borrow_mut().flows.entry(index).or_default()))
     }
 
@@ -358,10 +360,10 @@ impl Tables for Memory {
         count(self.0.borrow_mut().real_counters.entry(id).or_default(), bytes, new_flow, opens);
     }
 
-    fn count_answer(&self, id: u32, first: bool, reset: bool) {
+    fn count_answer(&self, id: u32, answer: bool, reset: bool) {
         let state = &mut *self.0.borrow_mut();
         let counters = state.real_counters.entry(id).or_default();
-        counters.answers += u64::from(first);
+        counters.answers += u64::from(answer);
         counters.resets += u64::from(reset);
     }
 

@@ -18,7 +18,7 @@ const QUOTE_V4: usize = size_of::<Ipv4>() + 8;
 const QUOTE_V6: usize = size_of::<Ipv6>() + 20;
 const TTL: u8 = 64;
 
-/// Answers an echo request to a VIP. 
+/// Answers an echo request to a VIP.
 #[inline(always)]
 pub(crate) fn echo<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Step {
     if tables.service(&ServiceKey::of_vip(seen.tuple.destination)).is_none() {
@@ -285,13 +285,7 @@ fn refuse_v6<P: Packet>(packet: &mut P, seen: &Seen, refusal: &Refusal) -> Optio
 /// Back to where the frame came from.
 #[inline(always)]
 fn returning(ethernet: &Ethernet) -> Hop {
-    Hop {
-        ifindex: 0,
-        source_mac: ethernet.destination,
-        destination_mac: ethernet.source,
-        vlan: 0,
-        mtu: 0,
-    }
+    Hop { ifindex: 0, source_mac: ethernet.destination, destination_mac: ethernet.source, vlan: 0, mtu: 0 }
 }
 
 #[inline(always)]

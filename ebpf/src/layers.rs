@@ -88,9 +88,8 @@ fn network(layers: &[Layer<'_>]) -> Vec<u8> {
             let length = ip.number("len").unwrap_or((20 + options + body.len()) as u64) as u16;
             header.extend(length.to_be_bytes());
             header.extend((ip.number("id").unwrap_or(0) as u16).to_be_bytes());
-            let fragment = u16::from(ip.has("df")) << 14
-                | u16::from(ip.has("mf")) << 13
-                | ip.number("off").unwrap_or(0) as u16;
+            let fragment =
+                u16::from(ip.has("df")) << 14 | u16::from(ip.has("mf")) << 13 | ip.number("off").unwrap_or(0) as u16;
             header.extend(fragment.to_be_bytes());
             header.extend([ip.number("ttl").unwrap_or(64) as u8, protocol, 0, 0]);
             header.extend(&pseudo);
@@ -106,7 +105,8 @@ fn network(layers: &[Layer<'_>]) -> Vec<u8> {
                 (ip.words[0].parse().expect("a source"), ip.words[1].parse().expect("a destination"));
             let pseudo = [source.octets(), destination.octets()].concat();
             let (protocol, body) = transport(rest, &pseudo, ip);
-            let class = 6_u32 << 28 | (ip.number("tos").unwrap_or(0) as u32) << 20 | ip.number("flow").unwrap_or(0) as u32;
+            let class =
+                6_u32 << 28 | (ip.number("tos").unwrap_or(0) as u32) << 20 | ip.number("flow").unwrap_or(0) as u32;
             let mut header = class.to_be_bytes().to_vec();
             header.extend((ip.number("len").unwrap_or(body.len() as u64) as u16).to_be_bytes());
             header.extend([protocol, ip.number("ttl").unwrap_or(64) as u8]);
@@ -165,7 +165,8 @@ fn transport(layers: &[Layer<'_>], pseudo: &[u8], ip: &Layer<'_>) -> (u8, Vec<u8
         }
         "icmp" => {
             let v4 = pseudo.len() == 8;
-            let mut bytes = vec![layer.number("type").expect("icmp type=N") as u8, layer.number("code").unwrap_or(0) as u8];
+            let mut bytes =
+                vec![layer.number("type").expect("icmp type=N") as u8, layer.number("code").unwrap_or(0) as u8];
             bytes.extend([0, 0]);
             bytes.extend((layer.number("rest").unwrap_or(0) as u32).to_be_bytes());
             if rest.is_empty() {

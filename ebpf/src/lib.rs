@@ -28,12 +28,13 @@ pub mod frames;
 pub mod guard;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+mod icmp;
 #[cfg(any(test, feature = "host"))]
 pub mod layers;
-mod icmp;
 pub mod link;
 pub mod nat;
 pub mod parse;
+pub mod replay;
 #[cfg(any(test, feature = "host"))]
 pub mod scripts;
 pub mod select;

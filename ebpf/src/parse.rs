@@ -259,11 +259,7 @@ fn read<P: Packet>(packet: &mut P, seen: &mut Seen) -> Option<Kind> {
 
 /// What follows the extension headers, where, and which fragment it is.
 #[inline(always)]
-fn extensions<P: Packet>(
-    packet: &mut P,
-    mut next: u8,
-    mut at: usize,
-) -> Option<(u8, usize, Option<(u32, bool)>)> {
+fn extensions<P: Packet>(packet: &mut P, mut next: u8, mut at: usize) -> Option<(u8, usize, Option<(u32, bool)>)> {
     let mut fragment = None;
     let mut walked = 0;
     while walked < EXTENSIONS {

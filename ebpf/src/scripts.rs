@@ -113,7 +113,12 @@ pub fn play(script: &Script, memory: &Memory, mut other: impl FnMut(&Memory, Eve
 pub enum Event<'a> {
     /// The maps are not what packets made of them.
     Changed,
-    Frame { at: &'a str, input: &'a [u8], verdict: Verdict, output: &'a [u8] },
+    Frame {
+        at: &'a str,
+        input: &'a [u8],
+        verdict: Verdict,
+        output: &'a [u8],
+    },
 }
 
 fn ip(text: &str) -> Address {

@@ -24,10 +24,7 @@ pub(crate) fn unusual<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &m
         Kind::Echo if ours.vip => return icmp::echo(packet, tables, seen),
         Kind::Echo => return Step::PASS,
         Kind::First(key) if !T::DRY => {
-            let ports = Fragment {
-                source_port: seen.tuple.source_port,
-                destination_port: seen.tuple.destination_port,
-            };
+            let ports = Fragment { source_port: seen.tuple.source_port, destination_port: seen.tuple.destination_port };
             tables.set_fragment(&key, &ports);
         }
         Kind::Later(key) => match tables.fragment(&key) {

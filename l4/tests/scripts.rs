@@ -143,7 +143,7 @@ impl Kernel {
         state.locals.iter().for_each(|(index, local)| array.set(*index, *local, 0).unwrap());
         let mut hash = self.hash::<tidegate_ebpf::abi::Address, u32>(map::LOCAL_INDEX);
         state.locals.iter().for_each(|(index, local)| hash.insert(local, index, 0).unwrap());
-        let mut hash = self.hash(map::SERVICES);
+        let mut hash = self.hash::<tidegate_ebpf::abi::ServiceKey, tidegate_ebpf::abi::Service>(map::SERVICES);
         state.services.iter().for_each(|(key, service)| hash.insert(key, service, 0).unwrap());
         let mut array = self.array(map::FRONTENDS);
         state.frontends.iter().for_each(|(id, frontend)| array.set(*id, *frontend, 0).unwrap());

@@ -69,6 +69,14 @@ const JSON: &[&[u8]] = &[
     b"\"host\"",
     b"\"*.\"",
     b"\"path\"",
+    b"\"forward\"",
+    b"\"ipip\"",
+    b"\"client_address\"",
+    b"\"protection\"",
+    b"\"::/0\"",
+    b"\"health\"",
+    b"\"send\"",
+    b"\\\\x0",
 ];
 
 const TOML: &[&[u8]] = &[

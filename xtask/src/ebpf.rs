@@ -1,4 +1,4 @@
-//! Builds the XDP object with the same compiler as everything else.
+//! Builds the XDP objects with the same compiler as everything else.
 //!
 //! bpf-linker links LLVM bitcode, so it must be built against the LLVM of the compiler that wrote the bitcode: it is
 //! installed once per toolchain, under `target/tools`, from the library that rustc itself runs on.
@@ -20,24 +20,39 @@ const LINKER_VERSION: &str = "0.13";
 const LLVM_FEATURE: &str = "llvm-22";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Builds `target/ebpf/balancer.o` when it is older than what it is made from.
+/// What is built: `ebpf/src/bin/<bin>.rs` becomes `target/ebpf/<bin>.o`. `balancer` is embedded in the product.
+const BINS: &[&str] = &[
+    "balancer", // For `bench l4`.
+    "bench",
+];
+
+/// Builds the objects, when one is older than what it is made from.
 pub(crate) fn build() -> anyhow::Result<()> {
     let root = workspace()?;
-    let object = root.join("target/ebpf/balancer.o");
-    if let Some(built) = modified(&object)
+    let folder = root.join("target/ebpf");
+    let objects: Vec<PathBuf> = BINS.iter().map(|bin| folder.join(bin).with_extension("o")).collect();
+    let oldest = objects.iter().map(|object| modified(object)).min().flatten();
+    if let Some(built) = oldest
         && sources(&root)?.iter().all(|source| modified(source).is_some_and(|changed| changed <= built))
     {
-        println!("ebpf: {} is up to date", object.display());
+        println!("ebpf: {} are up to date in {}", BINS.join(", "), folder.display());
         return Ok(());
     }
     rust_src()?;
     let linker = linker(&root)?;
     println!("ebpf: building the XDP programs");
     let build_dir = root.join("target/ebpf-build");
-    let flags = [format!("-Clinker={}", linker.display()), "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into(), "-Ctarget-cpu=v3".into(), "-Clink-arg=--llvm-args=-bpf-stack-size=2048".into()];
+    let flags = [
+        format!("-Clinker={}", linker.display()),
+        "-Cdebuginfo=2".into(),
+        "-Clink-arg=--btf".into(),
+        // Atomic instructions, and half as many to compare words of 32 bits (Linux 5.12).
+        "-Ctarget-cpu=v3".into(),
+    ];
     let status = Command::new(cargo())
         .current_dir(&root)
-        .args(["build", "--package", "tidegate-ebpf", "--bin", "balancer", "--features", "kernel", "--release"])
+        .args(["build", "--package", "tidegate-ebpf", "--features", "kernel", "--release"])
+        .args(BINS.iter().flat_map(|bin| ["--bin", bin]))
         .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
         .arg(&build_dir)
         // The pinned stable compiler may build `core` for the BPF target only when it is told that this is fine.
@@ -53,13 +68,15 @@ pub(crate) fn build() -> anyhow::Result<()> {
         .status()
         .context("starting cargo to build the XDP programs")?;
     ensure!(status.success(), "the XDP programs did not build (see above)");
-    let built = build_dir.join(TARGET).join("release/balancer");
-    fs::create_dir_all(object.parent().expect("the object has a folder")).context("making target/ebpf")?;
-    // By a rename, so that nobody embeds half a file.
-    let part = object.with_extension("part");
-    fs::copy(&built, &part).with_context(|| format!("copying {}", built.display()))?;
-    fs::rename(&part, &object).with_context(|| format!("putting {} in place", object.display()))?;
-    println!("ebpf: {}", object.display());
+    fs::create_dir_all(&folder).context("making target/ebpf")?;
+    for (bin, object) in BINS.iter().zip(&objects) {
+        let built = build_dir.join(TARGET).join("release").join(bin);
+        // By a rename, so that nobody embeds half a file.
+        let part = object.with_extension("part");
+        fs::copy(&built, &part).with_context(|| format!("copying {}", built.display()))?;
+        fs::rename(&part, object).with_context(|| format!("putting {} in place", object.display()))?;
+    }
+    println!("ebpf: {} are in {}", BINS.join(", "), folder.display());
     Ok(())
 }
 
@@ -76,7 +93,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// All that the object is made from.
+/// All that the objects are made from.
 fn sources(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> =
         ["ebpf/Cargo.toml", "rust-toolchain.toml", "xtask/src/ebpf.rs"].iter().map(|name| root.join(name)).collect();

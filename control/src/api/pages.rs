@@ -115,6 +115,7 @@ pub(super) async fn elb(
             tr { th { "VIPs" } td { @for vip in &elb.vips { code { (vip) } " " } } }
             tr { th { "DNS name" } td { code { (dns_name(&snapshot, &name)) } } }
             tr { th { "Jobs" } td { @for app in elb.spec.apps() { code { (app) } " " } } }
+            @for (name, value) in elb.spec.settings() { tr { th { (name) } td { (value) } } }
             tr { th { "Revision" } td { (elb.revision) } }
             tr { th { "Ready" } td { (yes_no(ready.ready)) @for reason in &ready.reasons { " " (reason) } } }
         }

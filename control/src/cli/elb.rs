@@ -1,5 +1,7 @@
 //! `tidegate elb ...`.
 
+mod layer4;
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -27,9 +29,19 @@ pub(super) enum Verb {
   tidegate elb create demo --type layer4 --app /demo --port 80:8080
   tidegate elb create names --type layer4 --app /dns --port 53:53/udp --port 53:53
   tidegate elb create web --type layer4 --app /shop/web --port 80:http --vip 10.77.100.7
-  tidegate elb create shop --type layer7 --rule shop.example.com/=/shop/web --rule shop.example.com/api=/shop/api:8080
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http \\
+      --health http:/healthz --slow-start 30s
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http --client-address proxy
+  tidegate elb create web --type layer4 --app /shop/web --port 80:http \\
+      --allow 10.0.0.0/8 --deny 10.9.0.0/16 --source-rate 100/24 \\
+      --vip-rate 20000:40000 --syn-cookies-above 5000
+  tidegate elb create video --type layer4 --app /video --port 80 --forward ipip
+  tidegate elb create names --type layer4 --app /dns --port 53/udp \\
+      --health udp --health-send 'PING\\n'
+  tidegate elb create shop --type layer7 --rule shop.example.com/=/shop/web \\
+      --rule shop.example.com/api=/shop/api:8080
   tidegate elb create all --type layer7 --listen 80 --listen 8080 --rule /=/demo")]
-    Create(Create),
+    Create(Box<Create>),
     /// All ELBs.
     List {
         #[command(flatten)]
@@ -82,6 +94,12 @@ pub(super) struct Create {
     wait: u64,
     #[command(flatten)]
     remote: Remote,
+    #[command(flatten)]
+    forwarding: layer4::Forwarding,
+    #[command(flatten)]
+    protecting: layer4::Protecting,
+    #[command(flatten)]
+    checking: layer4::Checking,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -138,7 +156,7 @@ struct Instance {
 
 pub(super) async fn main(verb: Verb) -> anyhow::Result<()> {
     match verb {
-        Verb::Create(create) => self::create(create).await,
+        Verb::Create(create) => self::create(*create).await,
         Verb::List { remote } => list(&Client::new(&remote)?).await,
         Verb::Show { name, remote } => show(&Client::new(&remote)?, &name).await,
         Verb::Delete { name, remote } => delete(&Client::new(&remote)?, &name).await,
@@ -237,18 +255,16 @@ fn print_elb(elb: &Told) {
         true => "yes".to_owned(),
         false => format!("NO: {}", elb.readiness.reasons.join("; ")),
     };
-    println!(
-        "{}",
-        pairs(&[
-            ("name", elb.name.clone()),
-            ("type", format!("{kind}, {}", elb.spec.scope())),
-            ("VIPs", join(&elb.vips)),
-            ("DNS name", elb.dns_name.clone()),
-            ("ports and jobs", behind),
-            ("revision", elb.revision.to_string()),
-            ("ready", ready),
-        ])
-    );
+    let mut rows = vec![
+        ("name", elb.name.clone()),
+        ("type", format!("{kind}, {}", elb.spec.scope())),
+        ("VIPs", join(&elb.vips)),
+        ("DNS name", elb.dns_name.clone()),
+        ("ports and jobs", behind),
+    ];
+    rows.extend(elb.spec.settings());
+    rows.extend([("revision", elb.revision.to_string()), ("ready", ready)]);
+    println!("{}", pairs(&rows));
     if let Some(status) = &elb.status {
         println!("\n{}", instances(status));
     }
@@ -290,12 +306,15 @@ fn spec(create: &Create) -> ElbSpec {
         ScopeArg::External => Scope::External,
     };
     match create.kind {
-        Kind::Layer4 => ElbSpec::Layer4(Layer4 {
+        Kind::Layer4 => ElbSpec::Layer4(create.forwarding.fill(Layer4 {
             scope,
             vips: create.vip.clone(),
             app: create.app.as_deref().unwrap_or_default().into(),
             ports: create.port.clone(),
-        }),
+            protection: create.protecting.protection(),
+            health: create.checking.probe().map(Box::new),
+            ..Layer4::default()
+        })),
         Kind::Layer7 => ElbSpec::Layer7(Layer7 {
             scope,
             vips: create.vip.clone(),

@@ -2,6 +2,7 @@
 
 mod client;
 mod elb;
+mod l4;
 mod log;
 mod status;
 mod table;
@@ -11,10 +12,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{
-    config::{Finding, Loaded, Machine, Role, check},
-    io::store::{Store, StoreError},
-};
+use crate::config::{Finding, Loaded, Machine, Role, check};
 
 /// Balances, routes and names the jobs of a Marathon cluster.
 #[derive(Debug, Parser)]
@@ -56,19 +54,7 @@ enum Verb {
     Elb(elb::Verb),
     /// What layer 4 leaves in the kernel.
     #[command(subcommand)]
-    L4(L4),
-}
-
-#[derive(Debug, Subcommand)]
-enum L4 {
-    /// Takes away the program, its maps (and with them every connection) and the VIPs that layer 4 left on this machine.
-    #[command(after_help = "Example, to leave nothing behind:
-  systemctl stop tidegate && tidegate l4 remove --config /etc/tidegate.toml")]
-    Remove {
-        /// The configuration that layer 4 ran with; without it the embedded defaults.
-        #[arg(long, short, value_name = "FILE", env = "TIDEGATE_CONFIG")]
-        config: Option<PathBuf>,
-    },
+    L4(l4::Verb),
 }
 
 #[derive(Debug, Args)]
@@ -112,7 +98,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Check(args) => return check_file(&args),
         Verb::Status(remote) => client::block_on(status::status(&remote)),
         Verb::Elb(verb) => client::block_on(elb::main(verb)),
-        Verb::L4(L4::Remove { config }) => client::block_on(remove_l4(config)),
+        Verb::L4(verb) => client::block_on(l4::main(verb)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -139,19 +125,6 @@ fn run(args: Run) -> anyhow::Result<()> {
     // A plane that was left behind must not hold the process.
     runtime.shutdown_background();
     ended
-}
-
-async fn remove_l4(config: Option<PathBuf>) -> anyhow::Result<()> {
-    let config = Loaded::read(config.as_deref())?.config;
-    // Whoever runs would put everything back at once. Its store is locked as long as it lives.
-    if config.store.path.exists()
-        && let Err(error @ StoreError::InUse(_)) = Store::open(&config.store.path)
-    {
-        return Err(anyhow::Error::from(error).context("layer 4 is not removed while it runs"));
-    }
-    tidegate_l4::remove(&config.l4).await.context("removing what layer 4 left (it needs root)")?;
-    println!("layer 4 has left nothing on this machine");
-    Ok(())
 }
 
 fn check_file(args: &Check) -> ExitCode {

@@ -138,6 +138,9 @@ fn sources(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Layer 4 has room for so many of each family.
+const MOST_LOCALS: usize = 64;
+
 fn addresses(config: &Config, findings: &mut Vec<Finding>) {
     let pools: Vec<(&'static str, IpNet)> = (config.vips.internal.iter().map(|net| ("vips.internal", *net)))
         .chain(config.vips.external.iter().map(|net| ("vips.external", *net)))
@@ -165,11 +168,21 @@ fn addresses(config: &Config, findings: &mut Vec<Finding>) {
     }
     for v6 in [false, true] {
         let name = if v6 { "IPv6" } else { "IPv4" };
+        let count = config.l4.local_addresses.iter().filter(|local| local.is_ipv6() == v6).count();
+        if count > MOST_LOCALS {
+            findings.push(fatal(
+                "l4.local_addresses",
+                format!("{count} {name} addresses are too many: list at most {MOST_LOCALS} of each family"),
+            ));
+        }
         let pooled = pools.iter().any(|(_, net)| net.addr().is_ipv6() == v6);
-        if pooled && !config.l4.local_addresses.iter().any(|local| local.is_ipv6() == v6) {
+        if pooled && count == 0 {
             findings.push(warning(
                 "l4.local_addresses",
-                format!("there are {name} VIPs, but no {name} local address: layer-4 ELBs cannot serve {name}"),
+                format!(
+                    "there are {name} VIPs, but no {name} local address: layer-4 ELBs with forward fullnat cannot serve \
+                     {name}"
+                ),
             ));
         }
     }
@@ -235,6 +248,17 @@ mod tests {
     use std::path::Path;
 
     use super::{super::Loaded, *};
+
+    #[test]
+    fn more_local_addresses_than_layer_4_has_room_for_are_refused() {
+        let many = |count: u8| {
+            let list: Vec<String> = (0..count).map(|n| format!("'10.77.101.{n}'")).collect();
+            findings(&format!("[l4]\nlocal_addresses = [{}, 'fd77:0:101::1']", list.join(", ")), &Machine::default())
+        };
+        assert!(many(64).iter().all(|finding| !finding.fatal), "{:?}", many(64));
+        let found = many(65);
+        assert!(found.iter().any(|f| f.fatal && f.text.contains("65 IPv4 addresses are too many")), "{found:?}");
+    }
 
     fn findings(text: &str, machine: &Machine) -> Vec<Finding> {
         check(&Loaded::parse(Path::new("a.toml"), text.to_owned()).unwrap().config, machine)

@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 use super::State;
 use crate::model::{
     app::{App, AppId, Instance},
-    elb::{ElbSpec, Target, Transport},
-    observed::Family,
+    elb::{ElbSpec, Forward, Layer4, PortPair, Rule, Target, Transport},
+    observed::{Family, Observed},
     ports,
     traffic::{self, Verdict, verdict},
 };
@@ -70,33 +70,13 @@ pub struct InstanceStatus {
 /// What an ELB does and why. `None`: there is no such ELB.
 pub fn explain(state: &State, name: &str) -> Option<ElbStatus> {
     let elb = state.desired.elbs.get(name)?;
-    let families: Vec<Family> = match &elb.spec {
-        ElbSpec::Layer4(_) => {
-            let has = |family| elb.vips.iter().any(|&vip| Family::of(vip) == family);
-            [Family::V4, Family::V6].into_iter().filter(|&family| has(family)).collect()
-        }
-        // A proxy reaches its upstreams over whichever they have.
-        ElbSpec::Layer7(_) => vec![Family::V4, Family::V6],
-    };
-    let port = |listen: String, app: &AppId, target: Option<&Target>, transport| {
-        explain_port(state, listen, app, target, transport, &families)
-    };
     let ports = match &elb.spec {
-        ElbSpec::Layer4(spec) => spec
-            .ports
-            .iter()
-            .map(|pair| {
-                port(format!("{} {}", pair.protocol, pair.listen), &spec.app, pair.target.as_ref(), pair.protocol)
-            })
-            .collect(),
-        ElbSpec::Layer7(spec) => spec
-            .rules
-            .iter()
-            .map(|rule| {
-                let listen = format!("{}{}", rule.host.as_deref().unwrap_or("*"), rule.path);
-                port(listen, &rule.app, rule.target.as_ref(), Transport::Tcp)
-            })
-            .collect(),
+        ElbSpec::Layer4(spec) => {
+            let has = |family| elb.vips.iter().any(|&vip| Family::of(vip) == family);
+            let families: Vec<Family> = [Family::V4, Family::V6].into_iter().filter(|&family| has(family)).collect();
+            spec.ports.iter().map(|pair| Port::layer4(spec, pair, &families).explain(state)).collect()
+        }
+        ElbSpec::Layer7(spec) => spec.rules.iter().map(|rule| Port::layer7(rule).explain(state)).collect(),
     };
     Some(ElbStatus {
         name: name.to_owned(),
@@ -108,77 +88,117 @@ pub fn explain(state: &State, name: &str) -> Option<ElbStatus> {
     })
 }
 
-fn explain_port(
-    state: &State,
+/// How one port or rule of an ELB looks for its instances.
+struct Port<'a> {
     listen: String,
-    id: &AppId,
-    target: Option<&Target>,
+    app: &'a AppId,
+    target: Option<&'a Target>,
     transport: Transport,
-    families: &[Family],
-) -> PortStatus {
-    let app = state.observed.apps.get(id);
-    let instances: Vec<InstanceStatus> = app
-        .map(|app| {
-            app.instances
-                .values()
-                .map(|instance| explain_instance(state, app, instance, target, transport, families))
-                .collect()
-        })
-        .unwrap_or_default();
-    let count = |verdict: &str| instances.iter().filter(|instance| instance.verdict == verdict).count();
-    let (serving, draining, held) = (count("serve"), count("drain"), count("hold"));
-    let problem = match app {
-        None => Some(format!("Marathon has no app {id}: create it, or correct the ELB")),
-        Some(app) => match app.newest() {
-            Some(definition) if ports::place(definition, target, transport).is_none() => {
-                Some(ports::no_port(id, definition, target))
-            }
-            _ if app.wanted == 0 => Some(format!("the app {id} is scaled to 0: scale it up")),
-            _ if serving == 0 => Some(format!("no instance of {id} serves; each says why")),
-            _ => None,
-        },
-    };
-    let target = target.map_or_else(|| "first".to_owned(), ToString::to_string);
-    PortStatus { listen, app: id.clone(), target, problem, serving, draining, held, instances }
+    families: &'a [Family],
+    forward: Forward,
+    /// Where alone an instance can be served: what is not translated arrives at the port that clients connect to.
+    only: Option<u16>,
 }
 
-fn explain_instance(
-    state: &State,
-    app: &App,
-    instance: &Instance,
-    target: Option<&Target>,
-    transport: Transport,
-    families: &[Family],
-) -> InstanceStatus {
-    let judged = verdict(app, instance);
-    let place = app.definition_of(instance).map(|definition| (definition, ports::place(definition, target, transport)));
-    let hosts = &state.observed.hosts;
-    let addresses: Vec<SocketAddr> = match place {
-        Some((definition, Some(place))) => {
-            families.iter().filter_map(|&family| ports::find(instance, definition, place, hosts, family)).collect()
+impl<'a> Port<'a> {
+    fn layer4(spec: &'a Layer4, pair: &'a PortPair, families: &'a [Family]) -> Self {
+        Self {
+            listen: format!("{} {}", pair.protocol, pair.listen),
+            app: &spec.app,
+            target: pair.target.as_ref(),
+            transport: pair.protocol,
+            families,
+            forward: spec.forward,
+            only: (!spec.forward.translates()).then_some(pair.listen),
         }
-        _ => Vec::new(),
-    };
-    let (verdict, reason) = match (judged, place) {
-        (Verdict::Serve | Verdict::Drain(_), Some((definition, None))) => {
-            ("hold", ports::no_port(&app.id, definition, target))
+    }
+
+    fn layer7(rule: &'a Rule) -> Self {
+        Self {
+            listen: format!("{}{}", rule.host.as_deref().unwrap_or("*"), rule.path),
+            app: &rule.app,
+            target: rule.target.as_ref(),
+            transport: Transport::Tcp,
+            // A proxy reaches its upstreams over whichever they have.
+            families: &[Family::V4, Family::V6],
+            forward: Forward::FullNat,
+            only: None,
         }
-        (Verdict::Serve | Verdict::Drain(_), _) if addresses.is_empty() && hosts.lacks(&instance.host) => {
-            ("hold", format!("waiting for the address of its agent {}", instance.host))
+    }
+
+    fn explain(self, state: &State) -> PortStatus {
+        let Self { app: id, target, transport, .. } = self;
+        let app = state.observed.apps.get(id);
+        let instances: Vec<InstanceStatus> = app
+            .map(|app| app.instances.values().map(|instance| self.instance(&state.observed, app, instance)).collect())
+            .unwrap_or_default();
+        let count = |verdict: &str| instances.iter().filter(|instance| instance.verdict == verdict).count();
+        let (serving, draining, held) = (count("serve"), count("drain"), count("hold"));
+        let problem = match app {
+            None => Some(format!("Marathon has no app {id}: create it, or correct the ELB")),
+            Some(app) => match app.newest() {
+                Some(definition) if ports::place(definition, target, transport).is_none() => {
+                    Some(ports::no_port(id, definition, target))
+                }
+                _ if app.wanted == 0 => Some(format!("the app {id} is scaled to 0: scale it up")),
+                _ if serving == 0 => Some(format!("no instance of {id} serves; each says why")),
+                _ => None,
+            },
+        };
+        let target = target.map_or_else(|| "first".to_owned(), ToString::to_string);
+        PortStatus { listen: self.listen, app: id.clone(), target, problem, serving, draining, held, instances }
+    }
+
+    fn instance(&self, observed: &Observed, app: &App, instance: &Instance) -> InstanceStatus {
+        let judged = verdict(app, instance);
+        let place = app
+            .definition_of(instance)
+            .map(|definition| (definition, ports::place(definition, self.target, self.transport)));
+        let hosts = &observed.hosts;
+        let mut addresses: Vec<SocketAddr> = match place {
+            Some((definition, Some(place))) => {
+                let find = |&family| ports::find_for(instance, definition, place, hosts, family, self.forward);
+                self.families.iter().filter_map(find).collect()
+            }
+            _ => Vec::new(),
+        };
+        // Over a tunnel both families may have come to the same address.
+        addresses.dedup();
+        let untranslated = addresses.iter().find_map(|at| self.untranslated(at.port()));
+        let (verdict, reason) = match (judged, place) {
+            (Verdict::Serve | Verdict::Drain(_), Some((definition, None))) => {
+                ("hold", ports::no_port(&app.id, definition, self.target))
+            }
+            (Verdict::Serve | Verdict::Drain(_), _) if addresses.is_empty() && hosts.lacks(&instance.host) => {
+                ("hold", format!("waiting for the address of its agent {}", instance.host))
+            }
+            (Verdict::Serve | Verdict::Drain(_), _) if addresses.is_empty() => {
+                ("hold", "it has no address that the ELB's VIPs can reach".to_owned())
+            }
+            (Verdict::Serve | Verdict::Drain(_), _) if untranslated.is_some() => {
+                ("hold", untranslated.unwrap_or_default())
+            }
+            (Verdict::Serve, _) => ("serve", traffic::explain(judged, instance)),
+            (Verdict::Drain(_), _) => ("drain", traffic::explain(judged, instance)),
+            (Verdict::Hold(_), _) => ("hold", traffic::explain(judged, instance)),
+        };
+        InstanceStatus {
+            id: instance.id.to_string(),
+            version: instance.version.to_string(),
+            host: instance.host.to_string(),
+            addresses,
+            verdict: verdict.to_owned(),
+            reason,
         }
-        (Verdict::Serve | Verdict::Drain(_), _) if addresses.is_empty() => {
-            ("hold", "it has no address that the ELB's VIPs can reach".to_owned())
-        }
-        (judged @ Verdict::Serve, _) => ("serve", traffic::explain(judged, instance)),
-        (judged @ Verdict::Drain(_), _) => ("drain", traffic::explain(judged, instance)),
-        (judged @ Verdict::Hold(_), _) => ("hold", traffic::explain(judged, instance)),
-    };
-    InstanceStatus {
-        id: instance.id.to_string(),
-        version: instance.version.to_string(),
-        host: instance.host.to_string(),
-        addresses,
-        verdict: verdict.to_owned(),
-        reason,
+    }
+
+    /// Why an instance at this port cannot be served, and what to do.
+    fn untranslated(&self, port: u16) -> Option<String> {
+        let only = self.only.filter(|&only| only != port)?;
+        Some(format!(
+            "it serves port {port}, and forward {} does not translate {only} to it: use forward fullnat, or make the job \
+             serve port {only} itself (host port {only}, or a container network)",
+            self.forward
+        ))
     }
 }

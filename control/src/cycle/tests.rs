@@ -410,6 +410,54 @@ fn the_status_says_of_each_instance_what_is_done_and_why() {
 }
 
 #[test]
+fn an_instance_at_another_port_is_held_where_ports_are_not_translated_and_is_told_why() {
+    let mut world = World::new();
+    world.tell(attached());
+    world.tell(snapshot(vec![app(WEB, [instance(1)])], world.now));
+    // forward, target, verdict, a part of the reason
+    let table = [
+        ("fullnat", "http", "serve", "healthy"),
+        (
+            "direct",
+            "http",
+            "hold",
+            "it serves port 8080, and forward direct does not translate 80 to it: use forward fullnat",
+        ),
+        ("ipip", "http", "hold", "make the job serve port 80 itself"),
+        ("gue", "80", "serve", "healthy"),
+    ];
+    for (forward, target, verdict, reason) in table {
+        world.tell(Event::Desired(support::forwarded("web", "10.77.100.1", WEB, forward, target)));
+        let port = explain(&world.state, "web").unwrap().ports[0].clone();
+        let said = &port.instances[0];
+        assert_eq!(said.verdict, verdict, "{forward}: {}", said.reason);
+        assert!(said.reason.contains(reason), "{forward}: {}", said.reason);
+        let served = usize::from(verdict == "serve");
+        assert_eq!((port.serving, world.active().len()), (served, served), "{forward}: what is said is what is done");
+        assert_eq!(port.problem.is_none(), served == 1, "{forward}: {:?}", port.problem);
+    }
+}
+
+#[test]
+fn over_a_tunnel_an_instance_of_the_other_family_serves_and_its_address_is_told() {
+    let mut world = World::new();
+    world.tell(attached());
+    world.tell(snapshot(vec![app(WEB, [instance(1)])], world.now));
+    for (forward, verdict, addresses) in [("fullnat", "hold", ""), ("ipip", "serve", "10.1.0.1:80")] {
+        world.tell(Event::Desired(support::forwarded("web", "fd77:0:100::1", WEB, forward, "80")));
+        let said = explain(&world.state, "web").unwrap().ports[0].instances[0].clone();
+        let told: Vec<String> = said.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (said.verdict.as_str(), told.join(" ").as_str()),
+            (verdict, addresses),
+            "{forward}: {}",
+            said.reason
+        );
+        assert_eq!(world.active().len(), usize::from(verdict == "serve"), "{forward}");
+    }
+}
+
+#[test]
 fn the_policy_has_sane_defaults() {
     let policy = Policy::default();
     assert_eq!((policy.resync, &*policy.domain), (Duration::from_secs(30), "mesos"));

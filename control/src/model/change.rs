@@ -1,5 +1,7 @@
 //! The rules by which a change is taken or refused.
 
+mod layer4;
+
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
@@ -7,7 +9,7 @@ use ipnet::IpNet;
 use super::{
     app::AppId,
     desired::{Change, Desired, Outcome, Pools, Refused},
-    elb::{Elb, ElbName, ElbSpec, Layer4, Layer7, Rule, Scope, Target},
+    elb::{Elb, ElbName, ElbSpec, Layer7, Rule, Scope, Target},
     observed::Observed,
     ports,
 };
@@ -166,27 +168,10 @@ fn check_name(name: &str) -> Result<(), Refused> {
 /// The spec in its one normal form, or why it makes no sense.
 fn checked(spec: ElbSpec) -> Result<ElbSpec, Refused> {
     let spec = match spec {
-        ElbSpec::Layer4(spec) => ElbSpec::Layer4(checked_l4(spec)?),
+        ElbSpec::Layer4(spec) => ElbSpec::Layer4(layer4::checked(spec)?),
         ElbSpec::Layer7(spec) => ElbSpec::Layer7(checked_l7(spec)?),
     };
     spec.apps().iter().try_for_each(check_app_id)?;
-    Ok(spec)
-}
-
-fn checked_l4(mut spec: Layer4) -> Result<Layer4, Refused> {
-    if spec.ports.is_empty() {
-        return Err(Refused::NoPorts);
-    }
-    spec.ports.sort_by_key(|pair| (pair.listen, pair.protocol));
-    for pair in &mut spec.ports {
-        check_listen(pair.listen)?;
-        check_target(&mut pair.target)?;
-    }
-    for both in spec.ports.windows(2) {
-        if (both[0].listen, both[0].protocol) == (both[1].listen, both[1].protocol) {
-            return Err(Refused::DuplicateListen { listen: both[0].listen });
-        }
-    }
     Ok(spec)
 }
 

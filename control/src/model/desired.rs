@@ -86,6 +86,8 @@ pub enum Refused {
     AppId { app: AppId },
     #[error("{0}")]
     NoSuchPort(String),
+    #[error("{field}: {what}")]
+    Field { field: &'static str, what: String },
     #[error("Marathon has no app {app} ({hint}): correct the id, create the app first, or allow it to be missing")]
     UnknownJob { app: AppId, hint: String },
     #[error("the VIP {vip} is not in the {scope} pools ({}): choose a usable address of these, or leave \"vips\" out", list(.pools))]

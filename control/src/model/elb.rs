@@ -5,6 +5,13 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod layer4;
+mod probe;
+mod words;
+
+pub use layer4::{ClientAddress, Forward, GUE_PORT, Layer4, Protection, Rate, SourceRate, network};
+pub use probe::{LONGEST_PAYLOAD, Payload, Probe, ProbeType, StatusRange};
+
 use super::app::AppId;
 
 /// An ELB's name: 1 to 40 of a-z, 0-9 and -, starting and ending with a letter or digit (it is a DNS label).
@@ -18,21 +25,6 @@ pub enum ElbSpec {
     Layer4(Layer4),
     /// HTTP hosts and paths, each to a job.
     Layer7(Layer7),
-}
-
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Layer4 {
-    #[serde(default)]
-    pub scope: Scope,
-    /// Addresses to use, out of the scope's pools. Empty: one is taken from each pool of the scope.
-    #[serde(default)]
-    #[schema(value_type = Vec<String>)]
-    pub vips: Vec<IpAddr>,
-    /// The job: a Marathon app id such as `/shop/web`.
-    #[schema(value_type = String)]
-    pub app: AppId,
-    pub ports: Vec<PortPair>,
 }
 
 /// VS port -> RS port.
@@ -164,6 +156,14 @@ impl ElbSpec {
         match self {
             Self::Layer4(spec) => &spec.vips,
             Self::Layer7(spec) => &spec.vips,
+        }
+    }
+
+    /// A name and a value, in words, for everything else that is set.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Layer4(spec) => spec.settings(),
+            Self::Layer7(_) => Vec::new(),
         }
     }
 

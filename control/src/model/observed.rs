@@ -29,6 +29,13 @@ impl Family {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
+    pub fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+
     pub fn first(self, addresses: &[IpAddr]) -> Option<IpAddr> {
         addresses.iter().copied().find(|&address| Self::of(address) == self)
     }

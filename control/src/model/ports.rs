@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{
     app::{Definition, Instance, Network},
-    elb::{Target, Transport},
+    elb::{Forward, Target, Transport},
     observed::{Family, Hosts},
 };
 
@@ -94,6 +94,20 @@ pub fn find(
         Place::Index(index) => address_of(instance, definition, index, hosts, family),
         Place::Own(port) => Some(SocketAddr::new(family.first(&instance.addresses)?, port)),
     }
+}
+
+/// Where a place is for packets that were sent to a VIP of this family. A tunnel takes an address of the other family
+/// where there is none of the VIP's.
+pub fn find_for(
+    instance: &Instance,
+    definition: &Definition,
+    place: Place,
+    hosts: &Hosts,
+    family: Family,
+    forward: Forward,
+) -> Option<SocketAddr> {
+    let same = find(instance, definition, place, hosts, family);
+    same.or_else(|| find(instance, definition, place, hosts, family.other()).filter(|_| forward.crosses()))
 }
 
 /// The same in whichever family there is, IPv4 first.

@@ -59,6 +59,15 @@ async fn a_bad_request_says_what_is_wrong_and_what_to_do_and_changes_nothing() {
         (put(&DEMO.replace("80,", "0,")), 422, "port 0"),
         (put(r#"{"type":"layer4","app":"/demo","ports":[]}"#), 422, "at least one port"),
         (put(r#"{"type":"layer4","app":"/demo"}"#), 422, "ports"),
+        (put(&DEMO.replace("{\"type\"", "{\"forward\":\"ipip\",\"type\"")), 422, "forward: 80:8080 cannot be served"),
+        (put(&DEMO.replace("{\"type\"", "{\"forward\":\"nat\",\"type\"")), 422, "`nat`, expected one of `fullnat`"),
+        (
+            put(
+                "{\"type\":\"layer4\",\"app\":\"/demo\",\"ports\":[{\"listen\":80}],\n\"protection\":{\"deny\":[\"10.0.0.0/33\"]}}",
+            ),
+            422,
+            "like 10.0.0.0/8 or 2001:db8::/32 at line 2 column 23",
+        ),
         (put(r#"{"type":"layer7","rules":[]}"#), 422, "at least one rule"),
         (put(r#"{"type":"layer7","rules":[{"app":"/demo","host":"http://a"}]}"#), 422, "not a host"),
         (put(&DEMO.replace("/demo", "/dmeo")), 422, "/dmeo"),
@@ -91,6 +100,28 @@ async fn a_bad_request_says_what_is_wrong_and_what_to_do_and_changes_nothing() {
     let (_, list) = node.ask("GET", "/v1/elbs", "").await;
     assert_eq!(list["elbs"].as_array().unwrap().len(), 1);
     assert_eq!(list["revision"], before["revision"]);
+}
+
+#[tokio::test]
+async fn how_packets_are_treated_is_kept_shown_and_can_be_sent_back() {
+    const GUARDED: &str = r#"{"type":"layer4","app":"/demo","ports":[{"listen":80,"target":8080}],"client_address":"toa",
+        "protection":{"allow":["10.0.0.0/8"],"per_vip":{"per_second":20000},"syn_cookies_above":5000},
+        "health":{"type":"http","path":"/healthz"},"slow_start_s":30}"#;
+    let node = Node::control().await;
+    node.marathon_runs(&["/demo"]).await;
+    let (status, plain) = node.ask("PUT", "/v1/elbs/demo", DEMO).await;
+    assert_eq!((status, &plain["spec"]["forward"]), (StatusCode::CREATED, &json!("fullnat")), "{plain}");
+    assert_eq!(plain["spec"]["client_address"], "hidden");
+    let (status, guarded) = node.ask("PUT", "/v1/elbs/demo", GUARDED).await;
+    assert_eq!((status, &guarded["revision"]), (StatusCode::OK, &json!(2)), "{guarded}");
+    assert_eq!(guarded["spec"]["protection"]["per_vip"], json!({"per_second": 20000, "burst": 20000}));
+    assert_eq!(guarded["spec"]["health"]["status"], "200-399");
+    for again in [GUARDED, &guarded["spec"].to_string()] {
+        let (status, same) = node.ask("PUT", "/v1/elbs/demo", again).await;
+        assert_eq!((status, &same["revision"]), (StatusCode::OK, &json!(2)), "{same}");
+    }
+    let kept = node.store.load().unwrap().desired.elbs["demo"].spec.clone();
+    assert_eq!(serde_json::to_value(kept).unwrap(), guarded["spec"]);
 }
 
 #[tokio::test]

@@ -146,7 +146,7 @@ pub(super) fn on_host_ports(app: App) -> App {
 
 fn layer4(app: &str) -> ElbSpec {
     let ports = vec![PortPair { listen: 80, protocol: Transport::Tcp, target: Some(Target::Number(8080)) }];
-    ElbSpec::Layer4(Layer4 { scope: Scope::Internal, vips: Vec::new(), app: app.into(), ports })
+    ElbSpec::Layer4(Layer4 { app: app.into(), ports, ..Layer4::default() })
 }
 
 pub(super) fn layer7(app: &str) -> ElbSpec {
@@ -167,6 +167,16 @@ pub(super) fn put_layer4(desired: &mut Desired, name: &str, vip: &str, app: &str
 pub(super) fn elb(name: &str, vip: &str, app: &str) -> Desired {
     let mut desired = Desired::default();
     put_layer4(&mut desired, name, vip, app);
+    desired
+}
+
+/// An ELB that listens at 80 and forwards like this.
+pub(super) fn forwarded(name: &str, vip: &str, app: &str, forward: &str, target: &str) -> Desired {
+    let target = target.parse().map_or_else(|_| Target::Name(target.to_owned()), Target::Number);
+    let ports = vec![PortPair { listen: 80, protocol: Transport::Tcp, target: Some(target) }];
+    let forward = serde_json::from_value(forward.into()).unwrap();
+    let mut desired = Desired::default();
+    put(&mut desired, name, vip, ElbSpec::Layer4(Layer4 { app: app.into(), ports, forward, ..Layer4::default() }));
     desired
 }
 

@@ -2,11 +2,10 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_F_MMAPABLE,
-        BPF_F_NO_PREALLOC, bpf_fib_lookup as FibLookup, xdp_md,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
     },
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
-    macros::btf_map,
     helpers::{
         bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns,
         generated::{
@@ -14,6 +13,7 @@ use aya_ebpf::{
             bpf_tcp_raw_gen_syncookie_ipv6,
         },
     },
+    macros::btf_map,
 };
 use tidegate_ebpf::{
     Packet, Tables,
@@ -286,14 +286,14 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
     }
 
     #[inline(always)]
-    fn count_answer(&self, id: u32, first: bool, reset: bool) {
+    fn count_answer(&self, id: u32, answer: bool, reset: bool) {
         if !IS_DRY
             && let Some(settings) = SETTINGS.get(0)
             && let Some(counters) = REAL_COUNTERS.get_ptr_mut(own_entry(settings.reals, id))
         {
             // SAFETY: this CPU's own counters; XDP does not interrupt itself.
             unsafe {
-                (*counters).answers += u64::from(first);
+                (*counters).answers += u64::from(answer);
                 (*counters).resets += u64::from(reset);
             }
         }

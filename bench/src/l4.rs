@@ -1,0 +1,118 @@
+//! Layer 4 beside nft, HAProxy in TCP mode and nginx's stream module, in four tables: ns per packet by path, packets
+//! through a link, requests end to end, and what a change of the reals costs.
+//!
+//! Each table answers another question, and only the second and third have peers: [`packet`] says what the program itself
+//! takes, [`live`] what a packet takes from the driver to the driver, [`ends`] what is left of that between a client and a
+//! server, where their own work is most of it, and [`control`] how quick the maps obey.
+
+mod control;
+mod cpu;
+mod ends;
+mod harness;
+mod live;
+mod ours;
+mod packet;
+mod paths;
+mod peers;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tidegate_tests::lab;
+
+use self::{
+    ours::Ours,
+    packet::{Desk, Scale},
+    paths::PATHS,
+};
+use crate::{
+    Settings,
+    figures::{Better, Figure, OURS, Outcome, Row, Samples, in_turns},
+    machine::{Cores, Watch, stay_on},
+};
+
+const KATRAN: &str = "katran*";
+/// A flow that Katran remembers takes so many bytes of its LRU map.
+const KATRAN_BYTES: f64 = 121.0;
+
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
+    anyhow::ensure!(
+        lab::require() && harness::Harness::is_built(),
+        "this bench lays out a network: it needs root, network namespaces and BPF, and what `cargo xtask ebpf` builds"
+    );
+    let mut outcome = Outcome::default();
+    peers::provide(&mut outcome.notes);
+    by_path(settings, &mut outcome)?;
+    live::measure(settings, &mut outcome)?;
+    ends::measure(settings, &mut outcome)?;
+    control::measure(settings, &mut outcome)?;
+    Ok(outcome)
+}
+
+/// A row of this bench with a figure that has no turns, or has had them.
+fn row(case: String, unit: &'static str, ours: f64, peers: BTreeMap<String, f64>, goal: Option<f64>) -> Row {
+    Row { bench: "l4", case, unit, better: Better::Less, ours, peers, goal, holds: goal.map(|goal| ours <= goal) }
+}
+
+fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
+    eprintln!("ns per packet by path ...");
+    let scale = Scale { runs: if settings.quick { 200_000 } else { 1_000_000 }, flows: 1_000_000 };
+    let link = world::Link::lay()?;
+    link.balancer.run(|| -> anyhow::Result<()> {
+        stay_on(Cores::choose()?.load)?;
+        let mut desk = Desk::set(scale)?;
+        let mut left_out: BTreeMap<&str, String> = BTreeMap::new();
+        let mut rows: Vec<usize> = Vec::new();
+        for (row, path) in PATHS.iter().enumerate() {
+            if !path.vip.is_known() {
+                left_out.insert(path.case, "the balancer of this build does not forward so".into());
+            } else if let Err(problem) = desk.look(path) {
+                left_out.insert(path.case, format!("{problem:#}"));
+            } else {
+                rows.push(row);
+            }
+        }
+        let mut samples = Samples::default();
+        let mut dropped: BTreeMap<&str, f64> = BTreeMap::new();
+        let watch = Watch::start(&[])?;
+        in_turns(&mut rows, settings.rounds(), |row| {
+            let path = &PATHS[*row];
+            match desk.turn(*row) {
+                Ok(turn) => {
+                    samples.add(path.case, OURS, turn.ns);
+                    dropped.insert(path.case, turn.dropped);
+                }
+                Err(problem) => _ = left_out.insert(path.case, format!("{problem:#}")),
+            }
+            Ok(())
+        })?;
+        outcome.disturbances.push(watch.stop()?);
+        for path in PATHS.iter().filter(|path| !left_out.contains_key(path.case)) {
+            let figure = Figure { case: path.case, unit: "ns", better: Better::Less, goal: path.goal };
+            let Some(mut row) = samples.row("l4", figure) else { continue };
+            row.peers.extend(path.katran.map(|ns| (KATRAN.to_owned(), ns)));
+            outcome.rows.push(row);
+        }
+        let reasons: BTreeSet<&String> = left_out.values().collect();
+        for reason in reasons {
+            let cases: Vec<&str> = left_out.iter().filter(|(_, why)| *why == reason).map(|(case, _)| *case).collect();
+            outcome.notes.push(format!("left out: {}: {reason}", cases.join("; ")));
+        }
+        for (case, share) in dropped.into_iter().filter(|(_, share)| *share > 0.0) {
+            outcome.notes.push(format!("{case}: {:.1} % were dropped in the last turn", 100.0 * share));
+        }
+        Ok(())
+    })?;
+    let peers = BTreeMap::from([(KATRAN.to_owned(), KATRAN_BYTES)]);
+    outcome.rows.push(row("FULLNAT, memory of a flow".into(), "B", Ours::BYTES_PER_FLOW as f64, peers, Some(64.0)));
+    outcome.notes.push(
+        "ns by path: the program alone on frames of 64 bytes (IPv6: 74), 100 reals, less what laying the frame costs; \
+         processor time of the thread"
+            .into(),
+    );
+    outcome.notes.push(
+        "katran*: measured before with the same method on a machine of this kind (IPIP, 100 reals), not in this run"
+            .into(),
+    );
+    Ok(())
+}

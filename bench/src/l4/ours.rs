@@ -1,0 +1,104 @@
+//! The balancer of this build, filled as the plane fills it: the one file here that knows how that is done.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use aya::{Ebpf, EbpfLoader, programs::Xdp};
+use tidegate_ebpf::abi::{Flow, LOCALS, Reverse, Tuple, map};
+use tidegate_l4::{
+    Forward, Frontend, Input,
+    maps::Maps,
+    tables::{Found, Tables},
+    xdp,
+};
+
+/// Ports of one local address that FULLNAT gives to flows.
+const PORTS: u32 = 64_512;
+
+/// How many FULLNAT flows there shall be room for, by family. They are twice as many as asked for: a table that is half
+/// full finds a place for nearly every flow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) v4: u32,
+    pub(super) v6: u32,
+}
+
+impl Room {
+    /// The local addresses that give as many ports.
+    pub(super) fn locals(self) -> Vec<IpAddr> {
+        let count = |flows: u32| (2 * flows).div_ceil(PORTS).clamp(1, LOCALS);
+        let v4 = (1..=count(self.v4)).map(|n| IpAddr::from([10, 77, 101, n as u8]));
+        let v6 = (1..=count(self.v6)).map(|n| IpAddr::from([0xfd77, 0, 0x101, 0, 0, 0, 0, n as u16]));
+        v4.chain(v6).collect()
+    }
+}
+
+/// What the balancer itself has counted of a service.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Counts {
+    pub(super) packets: u64,
+    pub(super) flows: u64,
+}
+
+pub(super) struct Ours {
+    ebpf: Ebpf,
+    maps: Maps,
+    tables: Tables,
+}
+
+impl Ours {
+    /// Loads the program and its maps; nothing is attached.
+    pub(super) fn load(room: Room) -> anyhow::Result<Self> {
+        let flows = 2 * (room.v4 + room.v6);
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(map::FLOWS, flows)
+            .map_max_entries(map::REVERSES, flows)
+            .load(xdp::object()?)
+            .context("loading the balancer")?;
+        program(&mut ebpf)?.load().context("loading the balancer")?;
+        let mut maps = Maps::take(&mut ebpf)?;
+        maps.settle(&room.locals())?;
+        let tables = Tables::adopt(&Found::default(), maps.capacity()?);
+        Ok(Self { ebpf, maps, tables })
+    }
+
+    /// Makes the maps say what `input` says; how many writes that took.
+    pub(super) fn give(&mut self, input: &Input) -> anyhow::Result<usize> {
+        let Self { maps, tables, .. } = self;
+        let (mut writes, mut result) = (0, Ok(()));
+        tables.plan(input, |write| {
+            writes += 1;
+            if result.is_ok() {
+                result = maps.apply(&write);
+            }
+        })?;
+        result.map(|()| writes)
+    }
+
+    pub(super) fn program(&mut self) -> anyhow::Result<&mut Xdp> {
+        program(&mut self.ebpf)
+    }
+
+    pub(super) fn counts(&self, frontend: &Frontend) -> anyhow::Result<Counts> {
+        let placed = self.tables.get(frontend).with_context(|| format!("{frontend} is not served"))?;
+        let counters = self.maps.service_counters(placed.id)?;
+        Ok(Counts { packets: counters.packets, flows: counters.flows })
+    }
+
+    pub(super) fn drops(&self) -> anyhow::Result<u64> {
+        Ok(self.maps.drops()?.iter().map(|(_, count)| count).sum())
+    }
+
+    /// What one FULLNAT flow takes in the maps.
+    pub(super) const BYTES_PER_FLOW: usize = 2 * size_of::<Tuple>() + size_of::<Flow>() + size_of::<Reverse>();
+
+    /// Whether the balancer of this build forwards so.
+    pub(super) fn knows(forward: Forward) -> bool {
+        forward == Forward::FullNat
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
+    program.try_into().context("`balance` is not an XDP program")
+}

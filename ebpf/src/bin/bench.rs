@@ -1,0 +1,129 @@
+//! Programs for measurements alone (`cargo xtask bench l4`): they lay a frame before the balancer, again and again, and
+//! make and count traffic. What they lay is said in [`Replay`].
+
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, PerCpuArray, ProgramArray},
+    helpers::bpf_xdp_adjust_head,
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use tidegate_ebpf::replay::{Replay, WORDS};
+
+/// What every frame has at least: the smallest of Ethernet.
+const LEAST: usize = 8;
+
+#[btf_map(name = "replay")]
+static REPLAY: Array<Replay, 1> = Array::new();
+/// Who gets the frame.
+#[btf_map(name = "target")]
+static TARGET: ProgramArray<1> = ProgramArray::new();
+#[btf_map(name = "arrived")]
+static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Lays the frame, whatever the run before has made of it, and hands it to the target.
+#[xdp]
+pub fn restore(context: XdpContext) -> u32 {
+    if lay(&context).is_some() {
+        // SAFETY: the target is a program of the same type; it does not come back here.
+        unsafe { TARGET.tail_call(&context, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+/// Lays the frame and sends it out.
+#[xdp]
+pub fn generate(context: XdpContext) -> u32 {
+    match lay(&context) {
+        Some(()) => xdp_action::XDP_TX,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// A target that does nothing: what remains is the price of laying frames.
+#[xdp]
+pub fn nothing(_context: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// A target that adds an outer IPv4 header's length, and no more: the next run has to take it away.
+#[xdp]
+pub fn grow(context: XdpContext) -> u32 {
+    grown(&context, 20)
+}
+
+/// As [`grow`], for IPv6.
+#[xdp]
+pub fn grow_v6(context: XdpContext) -> u32 {
+    grown(&context, 40)
+}
+
+/// Where traffic ends.
+#[xdp]
+pub fn sink(_context: XdpContext) -> u32 {
+    if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own counter; XDP does not interrupt itself.
+        unsafe { *arrived += 1 };
+    }
+    xdp_action::XDP_DROP
+}
+
+#[inline(always)]
+fn grown(context: &XdpContext, bytes: i32) -> u32 {
+    // SAFETY: the context is the kernel's; no pointer into the packet is held.
+    match unsafe { bpf_xdp_adjust_head(context.ctx, -bytes) } {
+        0 => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_ABORTED,
+    }
+}
+
+#[inline(always)]
+fn lay(context: &XdpContext) -> Option<()> {
+    let replay = REPLAY.get_ptr_mut(0)?;
+    // SAFETY: map memory is never unmapped while the program runs, and the one who measures runs it on one CPU.
+    let replay = unsafe { &mut *replay };
+    let length = (context.data_end() - context.data()) as i32;
+    let wanted = replay.length as i32;
+    if length != wanted {
+        // SAFETY: the context is the kernel's; no pointer into the packet is held.
+        if unsafe { bpf_xdp_adjust_head(context.ctx, length - wanted) } != 0 {
+            return None;
+        }
+    }
+    let words = replay.next();
+    let start = context.data();
+    let end = context.data_end();
+    if start + LEAST * size_of::<u64>() > end {
+        return None;
+    }
+    let frame = start as *mut u64;
+    let mut word = 0;
+    while word < LEAST {
+        // SAFETY: inside the packet (checked above, and by the verifier again); XDP's packets begin at an address that
+        // is a multiple of 8, which the head's growth of whole IP headers does not matter to, since it was undone.
+        unsafe { *frame.add(word) = words[word] };
+        word += 1;
+    }
+    // The rest by halves of words: the frame may end within a word.
+    let rest = (start + LEAST * size_of::<u64>()) as *mut u16;
+    let mut half = 0;
+    while half < 4 * (WORDS - LEAST) {
+        // SAFETY: a pointer one past the half word, compared and not followed.
+        if unsafe { rest.add(half + 1) } as usize > end {
+            break;
+        }
+        // SAFETY: as above.
+        unsafe { *rest.add(half) = (words[LEAST + half / 4] >> (16 * (half % 4))) as u16 };
+        half += 1;
+    }
+    Some(())
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // No panic survives into the object: the verifier would refuse this loop.
+    loop {}
+}
