@@ -163,7 +163,9 @@ pub enum RealState {
 pub enum Refused {
     #[error("generation {got} is older than {applied}, which is applied already")]
     Older { got: u64, applied: u64 },
-    #[error("{frontend}: the real {address} is not of the VIP's address family; only tunnels (ipip, gue) cross families")]
+    #[error(
+        "{frontend}: the real {address} is not of the VIP's address family; only tunnels (ipip, gue) cross families"
+    )]
     Family { frontend: Frontend, address: IpAddr },
     #[error("{frontend}: port 0 cannot be served")]
     PortZero { frontend: Frontend },
@@ -231,9 +233,11 @@ impl Service {
             Some("a source prefix has at most 32 bits in IPv4 and 128 in IPv6")
         } else if matches!(self.forward, Forward::Gue { port: 0 }) {
             Some("GUE needs a UDP port")
-        } else if self.probe.as_ref().is_some_and(|probe| {
-            probe.interval_ms < 10 || probe.timeout_ms == 0 || probe.rise == 0 || probe.fall == 0
-        }) {
+        } else if self
+            .probe
+            .as_ref()
+            .is_some_and(|probe| probe.interval_ms < 10 || probe.timeout_ms == 0 || probe.rise == 0 || probe.fall == 0)
+        {
             Some("a probe needs an interval of at least 10 ms, a timeout, and a rise and fall of at least 1")
         } else {
             None

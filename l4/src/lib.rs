@@ -20,8 +20,8 @@ pub mod tables;
 
 // With the kernel.
 mod announce;
+pub mod hops;
 pub mod maps;
-mod neighbours;
 pub mod network;
 mod stats;
 pub mod xdp;

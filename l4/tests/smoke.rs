@@ -86,7 +86,10 @@ fn parse(line: &str) -> Input {
         };
         let reals = reals.split(',').filter(|text| !text.is_empty()).map(real).collect();
         announce.insert(front.ip());
-        services.insert(Frontend { vip: front.ip(), port: front.port(), protocol }, Arc::new(Service { reals, ..Service::default() }));
+        services.insert(
+            Frontend { vip: front.ip(), port: front.port(), protocol },
+            Arc::new(Service { reals, ..Service::default() }),
+        );
     }
     input.announce = announce;
     input.services = services;

@@ -78,7 +78,10 @@ fn real(number: u8, weight: u16, state: RealState) -> Real {
 }
 
 fn active(count: u8) -> Arc<Service> {
-    Arc::new(Service { reals: (0..count).map(|number| real(number, 1, RealState::Active)).collect(), ..Service::default() })
+    Arc::new(Service {
+        reals: (0..count).map(|number| real(number, 1, RealState::Active)).collect(),
+        ..Service::default()
+    })
 }
 
 fn plan(tables: &mut Tables, image: &mut Image, input: &Input) -> Vec<Write> {
