@@ -2,13 +2,12 @@
 
 use crate::{
     abi::{
-        AccessKey, Address, Event, FilterWord, Flow, Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason,
-        RecordLine, Service, ServiceKey, Settings, SourceKey, Trace, Why, filter_bit,
+        AccessKey, Address, Event, FilterWord, Flow, Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real,
+        Reason, RecordLine, Service, ServiceKey, Settings, SourceKey, Trace, Why, filter_bit,
     },
     client, cookie, encap, flows, guard, icmp, nat,
     parse::{PLAIN_L3, Seen},
-    quick,
-    select,
+    quick, select,
     unusual::unusual,
     wire::{self, Ethernet, Ipv4, Ipv6, Wire},
 };

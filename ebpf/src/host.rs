@@ -5,8 +5,8 @@ use std::{cell::RefCell, collections::HashMap};
 use crate::{
     abi::{
         ACCESS_DATA, AccessKey, Address, BLOCK_SLOTS, Counters, Event, FILTER_WORDS, FilterWord, Flow, Fragment,
-        FragmentKey, Frontend, Head, Hop, LAYOUT, LOCALS, Limits, Move, PORTS, Real, Reason, RecordLine, RingBlock, Service,
-        ServiceKey, Settings, SourceKey, Trace, filter_bit,
+        FragmentKey, Frontend, Head, Hop, LAYOUT, LOCALS, Limits, Move, PORTS, Real, Reason, RecordLine, RingBlock,
+        Service, ServiceKey, Settings, SourceKey, Trace, filter_bit,
     },
     balance::{HOP_FOUND, Packet, Tables},
     parse::Seen,

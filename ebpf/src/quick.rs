@@ -82,7 +82,10 @@ fn forward<P: Packet, T: Tables>(
     let Some(id) = select::slot(tables, service, hash).filter(|word| word & MOVING == 0) else {
         return Step::UNUSUAL;
     };
-    let Some(real) = tables.real(id).filter(|real| real.state != Real::GONE) else { return Step::UNUSUAL };
+    // The head may be half old and half new: the ring then is another's.
+    let Some(real) = tables.real(id).filter(|real| real.state != Real::GONE && real.service == service.id) else {
+        return Step::UNUSUAL;
+    };
     let v4 = real.address.is_v4();
     let around = encap::overhead(service.mode, v4);
     if service.mode != Service::DIRECT && (service.mode != Service::IPIP || v4 != seen.v4) {
@@ -97,13 +100,7 @@ fn forward<P: Packet, T: Tables>(
 
 /// From a client to the real of its flow.
 #[inline(always)]
-fn out<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    settings: &Settings,
-    seen: &Seen,
-    service: &Service,
-) -> Step {
+fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, seen: &Seen, service: &Service) -> Step {
     // A SYN may begin anew.
     if seen.opens() {
         return Step::UNUSUAL;
@@ -115,7 +112,7 @@ fn out<P: Packet, T: Tables>(
         return Step::UNUSUAL;
     }
     let (Some(real), Some(local)) = (tables.real(life.real), tables.local(index >> 16)) else { return Step::UNUSUAL };
-    if real.state == Real::GONE {
+    if real.state == Real::GONE || real.service != service.id {
         return Step::UNUSUAL;
     }
     let Some(hop) = hop(tables, settings, real, seen.length as usize) else { return Step::UNUSUAL };

@@ -93,7 +93,8 @@ fn touch(line: &mut crate::abi::RecordLine, mark: u32, seen: &Seen, now: u64) ->
             if seen.quoted {
                 return record.real;
             }
-            let state = if seen.end() != 0 {
+            // UDP does not say when a flow ends: silence does.
+            let state = if seen.end() != 0 || seen.tuple.protocol == crate::abi::UDP {
                 Record::CLOSING
             } else if record.state == Record::OPENING {
                 Record::OPEN
@@ -210,8 +211,7 @@ mod tests {
                         pad: [0; 3],
                     };
                     let hash = hash(&tuple);
-                    let bits =
-                        [hash, hash >> 8, hash >> 32, hash >> 40, hash >> 56, u64::from(line(hash))];
+                    let bits = [hash, hash >> 8, hash >> 32, hash >> 40, hash >> 56, u64::from(line(hash))];
                     uses.iter_mut().zip(bits).for_each(|(counts, bits)| counts[bits as usize & 255] += 1);
                 }
             }

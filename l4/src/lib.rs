@@ -24,8 +24,9 @@ pub mod tables;
 // With the kernel.
 mod announce;
 mod drains;
-mod mapped;
+mod heads;
 pub mod hops;
+mod mapped;
 pub mod maps;
 pub mod network;
 mod stats;

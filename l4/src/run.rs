@@ -23,7 +23,7 @@ use crate::{
     census::Census,
     config::{Config, Mode},
     drains::Drains,
-    hops::Hops,
+    hops::{Changes, Hop, Hops},
     input::{Frontend, Input, Refused, Service},
     maps::Maps,
     network::{Link, Network},
@@ -34,6 +34,8 @@ use crate::{
 };
 
 const TICK: Duration = Duration::from_secs(1);
+/// Next hops hold for so long after the last tick of a process that watched them.
+const BELIEVE: Duration = Duration::from_secs(30);
 /// Counting takes a while, and changes wait meanwhile: at most so small a part of the time.
 const REST: u32 = 50;
 /// How often what is alive is counted: while that decides something, and otherwise.
@@ -48,7 +50,7 @@ pub async fn run(
     reports: watch::Sender<Arc<Report>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut plane = Plane::start(&config).await?;
+    let (mut plane, mut changes) = Plane::start(&config).await?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // What is there already counts as a change: nothing of it was seen yet.
@@ -65,6 +67,7 @@ pub async fn run(
                 // Whoever gave the Inputs is gone: the last one stays.
                 Err(_) => open = false,
             },
+            Some(changes) = changes.next() => plane.set_hops(changes).await,
             _ = tick.tick() => plane.tick().await,
         }
         reports.send_replace(Arc::new(plane.report()));
@@ -87,6 +90,7 @@ pub async fn remove(config: &Config) -> anyhow::Result<()> {
 /// What system calls are made on, one thread at a time.
 struct Core {
     maps: Maps,
+    hops: Hops,
     tables: Tables,
     stats: Stats,
     drains: Drains,
@@ -114,23 +118,39 @@ impl Core {
         }
     }
 
+    /// The ways to reals changed.
+    fn set_hops(&mut self, hops: impl Iterator<Item = (IpAddr, Option<Hop>)>) -> anyhow::Result<()> {
+        self.with_writes(|tables, mut write| {
+            hops.for_each(|(address, way)| tables.set_hop(address, hop(way), &mut write))
+        })
+    }
+
+    /// Keeps the next hops believed as long as somebody watches them. The program's clock.
+    fn beat(&mut self) -> anyhow::Result<u64> {
+        self.maps.beat(if self.hops.watched() { BELIEVE } else { Duration::ZERO })
+    }
+
     /// Moves what became due, and counts.
     fn tick(&mut self) -> anyhow::Result<Seen> {
         let now = Instant::now();
+        let clock = self.beat()?;
         let wanted = self.drains.waiting()
             || self.counted.is_none_or(|counted| {
                 now.duration_since(counted) >= if self.tables.wants_census() { CENSUS } else { CENSUS_IDLE }
             });
         if wanted {
             let ns = monotonic();
-            let census = self.maps.census(ns);
+            let census = self.maps.census(ns, clock);
             self.drains.count(&census, now, ns);
             self.counted = Some(now);
             self.census = Some(census);
         }
         let census = self.census.take();
         let fresh = census.as_ref().filter(|_| wanted);
-        let settled = self.with_writes(|tables, write| tables.settle(monotonic(), fresh, &hop, write));
+        let hops = self.hops.clone();
+        let way = |address| hop(hops.get(&address));
+        self.maps.settle_heads();
+        let settled = self.with_writes(|tables, write| tables.settle(monotonic(), fresh, &way, write));
         let counters = self.stats.read(&self.maps, &self.tables, census.as_ref());
         self.census = census;
         settled?;
@@ -147,9 +167,15 @@ struct Seen {
     drains: Vec<Drained>,
 }
 
-/// The kernel is asked for the way.
-fn hop(_: IpAddr) -> abi::Hop {
-    abi::Hop::default()
+/// As the program reads it. No interface: the kernel is asked for the way.
+fn hop(hop: Option<Hop>) -> abi::Hop {
+    hop.map_or_else(abi::Hop::default, |hop| abi::Hop {
+        ifindex: hop.ifindex,
+        source_mac: hop.source_mac.into(),
+        destination_mac: hop.destination_mac.into(),
+        vlan: hop.vlan,
+        mtu: hop.mtu,
+    })
 }
 
 struct Plane {
@@ -173,7 +199,7 @@ struct Plane {
 }
 
 impl Plane {
-    async fn start(config: &Config) -> anyhow::Result<Self> {
+    async fn start(config: &Config) -> anyhow::Result<(Self, Changes)> {
         xdp::object()?;
         let network = Network::open()?;
         let links = interfaces(&network, &config.interfaces).await?;
@@ -191,19 +217,24 @@ impl Plane {
         }
         let tables = Tables::adopt(&maps.found()?, maps.capacity()?, monotonic());
         info!(services = tables.applied().len(), "layer 4 is up");
-        let (hops, _) = Hops::start()?;
+        let (hops, changes) = Hops::start()?;
         let (add, remove) = reals(&OrdMap::new(), tables.applied());
-        hops.change(add, remove).await;
+        hops.change(add.clone(), remove).await;
+        let mut core = Core {
+            maps,
+            hops: hops.clone(),
+            tables,
+            stats: Stats::default(),
+            drains: Drains::default(),
+            census: None,
+            counted: None,
+        };
+        // What an earlier process knew of the way to them may be long past.
+        core.set_hops(add.into_iter().map(|address| (address, hops.get(&address))))?;
+        core.beat()?;
         let announcer = Announcer::start(network, first, &config.local_addresses).await?;
-        Ok(Self {
-            core: Some(Core {
-                maps,
-                tables,
-                stats: Stats::default(),
-                drains: Drains::default(),
-                census: None,
-                counted: None,
-            }),
+        let plane = Self {
+            core: Some(core),
             announcer,
             announced: None,
             hops,
@@ -215,7 +246,8 @@ impl Plane {
             count_next: Instant::now(),
             standing,
             passing: Vec::new(),
-        })
+        };
+        Ok((plane, changes))
     }
 
     /// Applies an Input, or says why not.
@@ -288,10 +320,18 @@ impl Plane {
 
     async fn fill(&mut self, input: Arc<Input>) -> anyhow::Result<Option<Refused>> {
         self.with_core(move |core| {
-            let planned = core.with_writes(|tables, write| tables.plan(&input, monotonic(), &hop, write))?;
+            let hops = core.hops.clone();
+            let way = |address| hop(hops.get(&address));
+            let planned = core.with_writes(|tables, write| tables.plan(&input, monotonic(), &way, write))?;
             Ok(planned.err())
         })
         .await
+    }
+
+    async fn set_hops(&mut self, changes: Vec<(IpAddr, Option<Hop>)>) {
+        if let Err(error) = self.with_core(move |core| core.set_hops(changes.into_iter())).await {
+            warn!("ways to reals changed, and could not be written: {error:#}");
+        }
     }
 
     async fn tick(&mut self) {
@@ -299,6 +339,9 @@ impl Plane {
             self.take(pending).await;
         }
         if Instant::now() < self.count_next {
+            if let Err(error) = self.with_core(Core::beat).await {
+                warn!("{error:#}");
+            }
             return;
         }
         let began = Instant::now();

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use aya::{
-    EbpfLoader,
-    maps::MapData,
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, ProgramArray},
     programs::{
         ProgramError, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
@@ -58,9 +58,15 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         loader.map_pin_path(name, path);
     }
     let mut ebpf = loader.load(object).map_err(|error| explain(error.into()))?;
+    load(&mut ebpf)?;
+    // The attached program ends when the map of what it goes on with does. That of the version before must last until
+    // the links have the new one.
+    let programs = config.pin_dir.join(map::PROGRAMS);
+    let next = programs.with_extension("next");
+    let _ = fs::remove_file(&next);
+    pin(&ebpf, map::PROGRAMS, &next)?;
     let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
     let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
-    program.load().map_err(|error| explain(error.into()))?;
     let mut attached = Vec::new();
     for link in links {
         forwarding(&link.name)?;
@@ -68,9 +74,27 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         info!(interface = link.name, mode, adopted, "the balancer is attached");
         attached.push(Attached { interface: link.name.clone(), mode });
     }
-    // Only now: a map that is taken is closed with its handle, and loading needs them all.
-    let maps = Maps::take(&mut ebpf)?;
-    Ok((maps, attached))
+    fs::rename(&next, &programs).with_context(|| format!("putting {} in place", programs.display()))?;
+    Ok((Maps::take(ebpf)?, attached))
+}
+
+/// Loads the programs, and tells `balance` where it goes on.
+pub fn load(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    for name in ["balance", "rest", "explain", "beat"] {
+        let program = ebpf.program_mut(name).with_context(|| format!("the XDP object has no program `{name}`"))?;
+        let program: &mut Xdp = program.try_into().with_context(|| format!("`{name}` is not an XDP program"))?;
+        program.load().map_err(|error| explain(error.into()))?;
+    }
+    let rest: &Xdp = ebpf.program("rest").context("the XDP object has no program `rest`")?.try_into()?;
+    let rest = rest.fd().and_then(|fd| Ok(fd.try_clone()?)).context("duplicating a program's handle")?;
+    let programs = ebpf.map_mut(map::PROGRAMS).context("the XDP object has no map of programs")?;
+    let mut programs: ProgramArray<_> = programs.try_into().context("the map of programs")?;
+    programs.set(0, &rest, 0).context("telling the program where it goes on")
+}
+
+fn pin(ebpf: &Ebpf, name: &str, path: &Path) -> anyhow::Result<()> {
+    let Some(Map::ProgramArray(data)) = ebpf.map(name) else { bail!("the XDP object has no map of programs") };
+    data.pin(path).with_context(|| format!("pinning {}", path.display()))
 }
 
 /// Detaches the program and takes the maps away.
@@ -83,7 +107,7 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         // Only what this room pinned.
-        if map::ALL.contains(&&*name) || name.starts_with(LINK_PREFIX) {
+        if map::ALL.contains(&&*name) || name.starts_with(map::PROGRAMS) || name.starts_with(LINK_PREFIX) {
             fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
         }
     }

@@ -19,8 +19,8 @@ use tidegate_ebpf::{
     Packet, Tables,
     abi::{
         self, AccessKey, AccessKeyData, Address, Capture, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow,
-        Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service, ServiceKey,
-        Settings, SourceKey, Trace, capacity,
+        Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service,
+        ServiceKey, Settings, SourceKey, Trace, capacity,
     },
     balance::HOP_FOUND,
     parse::Seen,
