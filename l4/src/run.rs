@@ -23,9 +23,9 @@ use crate::{
     census::Census,
     config::{Config, Mode},
     drains::Drains,
+    hops::Hops,
     input::{Frontend, Input, Refused, Service},
     maps::Maps,
-    neighbours::Neighbours,
     network::{Link, Network},
     report::{Attached, Drained, Report, ServiceCounters},
     stats::{Stats, monotonic},
@@ -159,7 +159,7 @@ struct Plane {
     announcer: Announcer,
     /// What the announcer was told last; `None`: it is not known how far it came.
     announced: Option<OrdSet<IpAddr>>,
-    neighbours: Neighbours,
+    hops: Hops,
     attached: Vec<Attached>,
     generation: u64,
     /// The Input that is applied in part: an apply failed on the way, and is tried again.
@@ -192,9 +192,9 @@ impl Plane {
         }
         let tables = Tables::adopt(&maps.found()?, maps.capacity()?, monotonic());
         info!(services = tables.applied().len(), "layer 4 is up");
-        let neighbours = Neighbours::start(Network::open()?);
+        let (hops, _) = Hops::start()?;
         let (add, remove) = reals(&OrdMap::new(), tables.applied());
-        neighbours.change(add, remove).await;
+        hops.change(add, remove).await;
         let announcer = Announcer::start(network, first, &config.local_addresses).await?;
         Ok(Self {
             core: Some(Core {
@@ -208,7 +208,7 @@ impl Plane {
             }),
             announcer,
             announced: None,
-            neighbours,
+            hops,
             attached,
             generation: 0,
             pending: None,
@@ -280,12 +280,12 @@ impl Plane {
         };
         let (add, remove) = reals(before, &input.services);
         if !add.is_empty() || !remove.is_empty() {
-            self.neighbours.change(add.clone(), remove.clone()).await;
+            self.hops.change(add.clone(), remove.clone()).await;
         }
         self.announcer.withdraw(gone).await?;
         let result = self.fill(Arc::clone(input)).await;
         if !matches!(result, Ok(None)) {
-            self.neighbours.change(remove, add).await;
+            self.hops.change(remove, add).await;
             return result;
         }
         self.announcer.announce(new).await?;
