@@ -96,11 +96,17 @@ struct Core {
     drains: Drains,
     census: Option<Census>,
     counted: Option<Instant>,
+    /// The tables say more than was written.
+    ahead: bool,
 }
 
 impl Core {
-    /// What a write that fails on the way leaves behind is read back.
+    /// After a write that failed the image is ahead of the maps: what there really is is read back.
     fn with_writes<T>(&mut self, plan: impl FnOnce(&mut Tables, &mut dyn FnMut(Write)) -> T) -> anyhow::Result<T> {
+        if self.ahead {
+            self.tables = Tables::adopt(&self.maps.found()?, self.maps.capacity()?, monotonic());
+            self.ahead = false;
+        }
         let mut failed = None;
         let Self { maps, tables, .. } = self;
         let planned = plan(tables, &mut |write| {
@@ -109,13 +115,8 @@ impl Core {
             }
         });
         self.drains.departed(self.tables.take_departed());
-        match failed {
-            None => Ok(planned),
-            Some(error) => {
-                self.tables = Tables::adopt(&self.maps.found()?, self.maps.capacity()?, monotonic());
-                Err(error)
-            }
-        }
+        self.ahead = failed.is_some();
+        failed.map_or(Ok(planned), Err)
     }
 
     /// The ways to reals changed.
@@ -228,6 +229,7 @@ impl Plane {
             drains: Drains::default(),
             census: None,
             counted: None,
+            ahead: false,
         };
         // What an earlier process knew of the way to them may be long past.
         core.set_hops(add.into_iter().map(|address| (address, hops.get(&address))))?;
@@ -288,8 +290,13 @@ impl Plane {
     }
 
     fn refuse(&mut self, input: &Input, refused: Refused) {
-        warn!(generation = input.generation, "input refused: {refused}");
-        self.refused = Some((input.generation, refused));
+        let refused = Some((input.generation, refused));
+        if self.refused != refused
+            && let Some((generation, reason)) = &refused
+        {
+            warn!(generation, "input refused: {reason}");
+        }
+        self.refused = refused;
     }
 
     /// Withdraw, fill, announce.
