@@ -4,6 +4,8 @@
 //! Input ─► tables (what every map must hold) ─► diff ─► maps (ordered writes, pinned) ─► XDP program
 //!                                                         │
 //! Report ◄──────── stats (per VIP, per real, drops) ◄─────┘
+//!
+//! reals ─► hops (routes, neighbours, links, as the kernel tells of them) ─► the way to each real
 //! ```
 //!
 //! It knows VIPs, reals and rings. It does not know what an ELB, an app or Marathon is.
@@ -18,7 +20,7 @@ pub mod maglev;
 mod regions;
 pub mod tables;
 
-// With the kernel.
+// With the kernel. (Of `hops`, `way`, `book` and `message` are pure.)
 mod announce;
 pub mod hops;
 pub mod maps;
