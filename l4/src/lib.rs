@@ -3,7 +3,13 @@
 //! ```text
 //! Input ─► tables (what every map must hold) ─► diff ─► maps (ordered writes, pinned) ─► XDP program
 //!                                                         │
+<<<<<<< HEAD
 //! Report ◄─ stats (per VIP, per real, drops, drains) ◄──────┘
+=======
+//! Report ◄──────── stats (per VIP, per real, drops) ◄─────┘
+//!
+//! reals ─► hops (routes, neighbours, links, as the kernel tells of them) ─► the way to each real
+>>>>>>> h-hops
 //! ```
 //!
 //! It knows VIPs, reals and rings. It does not know what an ELB, an app or Marathon is.
@@ -21,7 +27,7 @@ mod regions;
 pub mod ring;
 pub mod tables;
 
-// With the kernel.
+// With the kernel. (Of `hops`, `way`, `book` and `message` are pure.)
 mod announce;
 mod drains;
 mod heads;

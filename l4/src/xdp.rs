@@ -62,7 +62,8 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
     // The attached program ends when the map of what it goes on with does. That of the version before must last until
     // the links have the new one.
     let programs = config.pin_dir.join(map::PROGRAMS);
-    let next = programs.with_extension("next");
+    // No dots: a BPF file system wants none.
+    let next = config.pin_dir.join(format!("{}-next", map::PROGRAMS));
     let _ = fs::remove_file(&next);
     pin(&ebpf, map::PROGRAMS, &next)?;
     let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;

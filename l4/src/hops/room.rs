@@ -30,14 +30,16 @@ const PORTION: usize = 256;
 const SWARM: Duration = Duration::from_millis(5);
 /// Of more changed routes at once, it does not pay to remember which.
 const PREFIXES: usize = 64;
-/// Looking up the routes again takes at most a tenth of the time.
-const REST: u32 = 9;
+/// Following routes takes at most a quarter of the time, however many come and go.
+const REST: u32 = 3;
 /// At most so many events are heard in one span of time; the queue and, when that is full, a look at everything bridge
 /// the rest.
 const EVENTS: usize = 256;
 const SPAN: Duration = Duration::from_millis(10);
 /// Nothing should be missed; this often everything is looked at nevertheless.
 const REFRESH: Duration = Duration::from_secs(10);
+/// When that failed, it is tried again so soon.
+const AGAIN: Duration = Duration::from_secs(1);
 /// After a loss everything is read again; so often at most.
 const REREAD: Duration = Duration::from_millis(200);
 /// The flows of a real outlive its entry; so long its way is watched for them.
@@ -65,8 +67,8 @@ pub(super) struct Room {
     look_at: Option<Instant>,
     /// Whose routes are looked up now, a portion at a time.
     due: BTreeSet<IpAddr>,
-    /// How long that took so far, and until when it rests.
-    looked: Duration,
+    /// How long that took so far, if routes that changed are among them; and until when others that do must wait.
+    looked: Option<Duration>,
     rest: Instant,
     /// How many events were heard in the span of time that ends then.
     heard: usize,
@@ -114,7 +116,7 @@ impl Room {
             stale: Stale::default(),
             look_at: None,
             due: BTreeSet::new(),
-            looked: Duration::ZERO,
+            looked: None,
             rest: now,
             heard: 0,
             span: now,
@@ -144,7 +146,7 @@ impl Room {
                     self.hear(heard, &mut events);
                 }
                 () = sleep_until(self.read_at), if hearing => self.read_all(),
-                () = sleep_until(self.look_at.unwrap_or(far)), if self.look_at.is_some() && self.due.is_empty() => {
+                () = sleep_until(self.look_at.unwrap_or(far).max(self.rest)), if self.look_at.is_some() && self.looked.is_none() => {
                     self.look();
                 }
                 () = yield_now(), if !self.due.is_empty() => self.look_up_portion(),
@@ -242,13 +244,14 @@ impl Room {
 
     fn plan_look(&mut self) {
         if self.look_at.is_none() && !self.stale.is_empty() {
-            self.look_at = Some((Instant::now() + SWARM).max(self.rest));
+            self.look_at = Some(Instant::now() + SWARM);
         }
     }
 
     /// Makes due what is stale.
     fn look(&mut self) {
         self.look_at = None;
+        self.looked = Some(Duration::ZERO);
         let stale = std::mem::take(&mut self.stale);
         for to in stale.forgotten {
             // To ask for one of them is to ask for the next hop.
@@ -259,6 +262,9 @@ impl Room {
         } else if !stale.prefixes.is_empty() {
             let held = |address: &IpAddr| stale.prefixes.iter().any(|prefix| prefix.holds(*address));
             self.due.extend(self.book.addresses().filter(held));
+        }
+        if self.due.is_empty() {
+            self.looked = None;
         }
     }
 
@@ -271,10 +277,12 @@ impl Room {
             portion.push(address);
         }
         self.look_up(&portion, false);
-        self.looked += began.elapsed();
-        if self.due.is_empty() {
-            self.rest = Instant::now() + self.looked * REST;
-            self.looked = Duration::ZERO;
+        let now = Instant::now();
+        self.looked = self.looked.map(|looked| looked + (now - began));
+        if self.due.is_empty()
+            && let Some(looked) = self.looked.take()
+        {
+            self.rest = now + looked * REST;
         }
     }
 
@@ -344,10 +352,12 @@ impl Room {
             Ok((links, neighbours)) => {
                 self.lost = false;
                 self.book.replace(links, neighbours);
-                self.stale.all = true;
-                self.plan_look();
+                self.due.extend(self.book.addresses());
             }
-            Err(error) => warn!("the interfaces and neighbours could not be read, tried again later: {error}"),
+            Err(error) => {
+                warn!("the interfaces and neighbours could not be read, tried again in a second: {error}");
+                self.read_at = Instant::now() + AGAIN;
+            }
         }
     }
 
