@@ -3,13 +3,7 @@
 //! ```text
 //! Input ─► tables (what every map must hold) ─► diff ─► maps (ordered writes, pinned) ─► XDP program
 //!                                                         │
-<<<<<<< HEAD
 //! Report ◄─ stats (per VIP, per real, drops, drains) ◄──────┘
-=======
-//! Report ◄──────── stats (per VIP, per real, drops) ◄─────┘
-//!
-//! reals ─► hops (routes, neighbours, links, as the kernel tells of them) ─► the way to each real
->>>>>>> h-hops
 //! ```
 //!
 //! It knows VIPs, reals and rings. It does not know what an ELB, an app or Marathon is.

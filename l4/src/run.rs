@@ -68,7 +68,11 @@ pub async fn run(
                 Err(_) => open = false,
             },
             Some(changes) = changes.next() => plane.set_hops(changes).await,
-            _ = tick.tick() => plane.tick().await,
+            _ = tick.tick() => {
+                // Before they are believed for another while.
+                plane.set_hops(changes.take()).await;
+                plane.tick().await;
+            }
         }
         reports.send_replace(Arc::new(plane.report()));
     }
@@ -336,6 +340,9 @@ impl Plane {
     }
 
     async fn set_hops(&mut self, changes: Vec<(IpAddr, Option<Hop>)>) {
+        if changes.is_empty() {
+            return;
+        }
         if let Err(error) = self.with_core(move |core| core.set_hops(changes.into_iter())).await {
             warn!("ways to reals changed, and could not be written: {error:#}");
         }
