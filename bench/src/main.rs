@@ -63,7 +63,7 @@ struct Arguments {
     /// What to measure.
     #[arg(default_value = "")]
     what: String,
-    /// Under a minute: fewer and shorter turns.
+    /// A minute or two: fewer and shorter turns.
     #[arg(long)]
     quick: bool,
     /// Also write the rows as a JSON array.
