@@ -220,6 +220,18 @@ mod tests {
     }
 
     #[test]
+    fn of_what_the_kernel_says_about_a_flaw_the_guard_remains() {
+        for (text, guard) in [
+            ("Mitigation: Retpolines; STIBP: disabled; RSB filling", "Retpolines"),
+            ("Vulnerable: Safe RET, no microcode\n", "Safe RET"),
+            ("Not affected\n", "Not affected"),
+            ("", ""),
+        ] {
+            assert_eq!(first(text), guard);
+        }
+    }
+
+    #[test]
     fn a_summary_warns_when_others_took_too_much() {
         let turn = |foreign| Disturbance { foreign, stolen: 0.0 };
         assert_eq!(Disturbance::summary(&[]), None);
