@@ -63,7 +63,7 @@ struct Arguments {
     /// What to measure.
     #[arg(default_value = "")]
     what: String,
-    /// Under a minute: fewer and shorter turns.
+    /// A minute or two: fewer and shorter turns.
     #[arg(long)]
     quick: bool,
     /// Also write the rows as a JSON array.
@@ -117,4 +117,19 @@ fn write_json(file: &Path, outcome: &Outcome) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(&outcome.rows)?;
     text.push('\n');
     std::fs::write(file, text).with_context(|| format!("writing the rows to {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_begins_with_a_row_for_each_bench() {
+        let readme = include_str!("../README.md");
+        let rows =
+            readme.lines().skip_while(|line| !line.starts_with("| `")).take_while(|line| line.starts_with("| `"));
+        let named: Vec<&str> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+        let there: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        assert_eq!(named, there, "`cargo xtask bench` knows what it may be asked for by the README");
+    }
 }
