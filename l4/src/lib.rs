@@ -14,6 +14,7 @@ pub mod input;
 pub mod report;
 
 // Pure.
+pub mod health;
 pub mod maglev;
 mod regions;
 pub mod tables;

@@ -20,6 +20,8 @@ pub struct Report {
     pub services: OrdMap<Frontend, Arc<ServiceCounters>>,
     /// Packets dropped by reason, since the maps were made.
     pub drops: Vec<(&'static str, u64)>,
+    /// Services whose bad reals get new flows all the same, since nearly all of them look bad; `problems` says more.
+    pub fail_open: Vec<Frontend>,
     /// What is wrong now and what to do about it, in words.
     pub problems: Vec<String>,
 }
@@ -51,4 +53,26 @@ pub struct RealCounters {
     pub flows: u64,
     /// Flows alive now; counted for draining reals only (`None` elsewhere): 0 is the proof that a drain is over.
     pub live: Option<u64>,
+    pub health: Health,
+}
+
+/// What is thought of a real.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    pub verdict: Verdict,
+    /// The reason, in words, of a verdict against it.
+    pub why: Option<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing speaks for or against it: it is used.
+    #[default]
+    Unknown,
+    /// It answers its probes.
+    Up,
+    /// It does not.
+    Down,
+    /// What its traffic looks like speaks against it, for a while.
+    Ejected,
 }

@@ -282,6 +282,7 @@ impl Plane {
             attached: self.attached.clone(),
             services: self.counters.clone(),
             drops: self.drops.clone(),
+            fail_open: Vec::new(),
             problems: self.standing.iter().chain(&self.passing).cloned().collect(),
         }
     }

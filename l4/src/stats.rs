@@ -12,7 +12,7 @@ use tidegate_ebpf::abi::Counters;
 use crate::{
     input::{Frontend, RealState, Service},
     maps::Maps,
-    report::{RealCounters, ServiceCounters},
+    report::{Health, RealCounters, ServiceCounters},
     tables::Tables,
 };
 
@@ -71,6 +71,7 @@ impl Stats {
                     live: (placed.real.state == RealState::Draining)
                         .then(|| self.live.get(&(placed.id, placed.epoch)).copied())
                         .flatten(),
+                    health: Health::default(),
                 });
             }
             let Counters { packets, bytes, flows } = counters;

@@ -1,0 +1,4 @@
+//! Health.
+pub mod judge;
+mod standing;
+pub use standing::Passive;
