@@ -1,6 +1,10 @@
 //! What happened: read by whoever gave the Input.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use imbl::OrdMap;
 
@@ -22,6 +26,7 @@ pub struct Report {
     pub drops: Vec<(&'static str, u64)>,
     /// Services whose bad reals get new flows all the same, since nearly all of them look bad; `problems` says more.
     pub fail_open: Vec<Frontend>,
+    pub probes: Probes,
     /// What is wrong now and what to do about it, in words.
     pub problems: Vec<String>,
 }
@@ -54,6 +59,19 @@ pub struct RealCounters {
     /// Flows alive now; counted for draining reals only (`None` elsewhere): 0 is the proof that a drain is over.
     pub live: Option<u64>,
     pub health: Health,
+}
+
+/// Active probes since the process started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    pub sent: u64,
+    pub failed: u64,
+    /// Could not be sent, which says nothing about the real.
+    pub unable: u64,
+    /// The newest that failed: which real of which front end, and how.
+    pub last_error: Option<(Frontend, SocketAddr, Arc<str>)>,
+    /// How long the newest good one took.
+    pub last_took: Option<Duration>,
 }
 
 /// What is thought of a real.

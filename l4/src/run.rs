@@ -24,7 +24,7 @@ use crate::{
     maps::Maps,
     neighbours::Neighbours,
     network::{Link, Network},
-    report::{Attached, Report, ServiceCounters},
+    report::{Attached, Probes, Report, ServiceCounters},
     stats::Stats,
     tables::Tables,
     xdp,
@@ -283,6 +283,7 @@ impl Plane {
             services: self.counters.clone(),
             drops: self.drops.clone(),
             fail_open: Vec::new(),
+            probes: Probes::default(),
             problems: self.standing.iter().chain(&self.passing).cloned().collect(),
         }
     }

@@ -75,9 +75,7 @@ impl Judge {
         let (Some(probe), Some(index)) = (&service.probe, position(service, real)) else { return false };
         let standings =
             self.standings.entry(frontend).or_insert_with(|| vec![Standing::default(); service.reals.len()]);
-        let before = standings[index].verdict();
-        standings[index].probe(probe, result, now);
-        if standings[index].verdict() == before {
+        if !standings[index].probe(probe, result, now) {
             return false;
         }
         self.touched.insert(frontend);

@@ -42,7 +42,7 @@ pub(crate) struct Standing {
     probed: Verdict,
     /// The last results that were alike: their number, and whether they were good.
     row: (u32, bool),
-    down: Option<Arc<str>>,
+    down: Option<Down>,
     /// The newest reading is last.
     readings: VecDeque<Reading>,
     /// It answered at least once: only then is UDP's silence a sign, since some services never answer.
@@ -51,6 +51,12 @@ pub(crate) struct Standing {
     /// Ejections without [`FORGIVEN`] between them.
     times: u32,
     free_since: Duration,
+}
+
+#[derive(Clone, Debug)]
+struct Down {
+    how: String,
+    why: Arc<str>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +74,9 @@ struct Ejection {
 impl Standing {
     pub(crate) fn health(&self) -> Health {
         match (&self.ejection, self.probed) {
-            (_, Verdict::Down) => Health { verdict: Verdict::Down, why: self.down.clone() },
+            (_, Verdict::Down) => {
+                Health { verdict: Verdict::Down, why: self.down.as_ref().map(|down| Arc::clone(&down.why)) }
+            }
             (Some(ejection), _) => Health { verdict: Verdict::Ejected, why: Some(Arc::clone(&ejection.why)) },
             (None, verdict) => Health { verdict, why: None },
         }
@@ -82,32 +90,35 @@ impl Standing {
         }
     }
 
-    /// A probe came back: `Err` says how it failed.
-    pub(crate) fn probe(&mut self, probe: &Probe, result: Result<(), &str>, now: Duration) {
+    /// A probe came back: `Err` says how it failed. Answers whether there is something else to say of the real now.
+    pub(crate) fn probe(&mut self, probe: &Probe, result: Result<(), &str>, now: Duration) -> bool {
+        let before = self.verdict();
         let good = result.is_ok();
         self.row = if self.row.1 == good { (self.row.0.saturating_add(1), good) } else { (1, good) };
         let row = self.row.0;
-        match (result, self.probed) {
-            (Ok(()), Verdict::Down) if row < u32::from(probe.rise) => {}
-            (Ok(()), _) => {
+        match result {
+            Ok(()) if self.probed != Verdict::Down || row >= u32::from(probe.rise) => {
                 self.probed = Verdict::Up;
                 self.down = None;
             }
-            (Err(_), Verdict::Down) => {}
-            (Err(why), _) if row >= u32::from(probe.fall) => {
+            // It goes on failing, and in another way: the first one may have been a passing one.
+            Err(how) if row >= u32::from(probe.fall) && self.down.as_ref().is_none_or(|down| down.how != how) => {
                 self.probed = Verdict::Down;
-                self.down = Some(match row {
-                    1 => format!("a probe failed: {why}").into(),
-                    row => format!("{row} probes in a row failed: {why}").into(),
-                });
+                let why = match row {
+                    1 => format!("a probe failed: {how}"),
+                    row => format!("{row} probes in a row failed: {how}"),
+                };
+                self.down = Some(Down { how: how.to_owned(), why: why.into() });
+                return true;
             }
-            (Err(_), _) => {}
+            _ => {}
         }
         // The first time the probe's word is enough. When its traffic went bad again soon after, probe and traffic
         // disagree, and clients are the traffic: the time has to pass.
         if good && self.times <= 1 && row >= u32::from(probe.rise) {
             self.release(now);
         }
+        self.verdict() != before
     }
 
     /// The service has no probe any more.

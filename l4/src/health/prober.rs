@@ -1,0 +1,160 @@
+//! When which real is probed: one task for all of them. A change costs what it changes.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{Id, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    judge::Name,
+    probe::{Outcome, probe},
+    source::{Sources, Way},
+};
+use crate::input::{Forward, Frontend, Service};
+
+/// Probes on their way at once: half of the source ports, so that a port rests between two.
+const AT_ONCE: usize = 256;
+
+/// A service that is new, another, or (`None`) no longer to be probed.
+pub(crate) type Change = (Frontend, Option<Arc<Service>>);
+
+#[derive(Debug)]
+pub(crate) struct Probed {
+    pub(crate) frontend: Frontend,
+    pub(crate) real: Name,
+    pub(crate) outcome: Outcome,
+    pub(crate) took: Duration,
+}
+
+type Key = (Frontend, Name);
+
+struct Target {
+    service: Arc<Service>,
+    /// The next probe; while one is on its way, when it was due.
+    due: Instant,
+    on_its_way: bool,
+}
+
+pub(crate) struct Prober {
+    sources: Arc<Sources>,
+    services: HashMap<Frontend, Arc<Service>>,
+    targets: HashMap<Key, Target>,
+    queue: BTreeSet<(Instant, Key)>,
+    running: JoinSet<Probed>,
+    keys: HashMap<Id, Key>,
+}
+
+impl Prober {
+    pub(crate) fn new(sources: Sources) -> Self {
+        Self {
+            sources: Arc::new(sources),
+            services: HashMap::new(),
+            targets: HashMap::new(),
+            queue: BTreeSet::new(),
+            running: JoinSet::new(),
+            keys: HashMap::new(),
+        }
+    }
+
+    /// Until nobody changes or listens any more.
+    pub(crate) async fn run(mut self, mut changes: mpsc::UnboundedReceiver<Change>, results: mpsc::Sender<Probed>) {
+        loop {
+            let due = self.queue.first().map(|(due, _)| *due).filter(|_| self.running.len() < AT_ONCE);
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Some((frontend, service)) => self.change(frontend, service),
+                    None => return,
+                },
+                Some(done) = self.running.join_next_with_id() => {
+                    let id = done.as_ref().map_or_else(|error| error.id(), |(id, _)| *id);
+                    if let Some(key) = self.keys.remove(&id) {
+                        self.again(key);
+                    }
+                    // One that panicked says nothing about the real.
+                    if let Ok((_, probed)) = done
+                        && results.send(probed).await.is_err()
+                    {
+                        return;
+                    }
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.start(),
+            }
+        }
+    }
+
+    fn change(&mut self, frontend: Frontend, service: Option<Arc<Service>>) {
+        let service = service.filter(|service| service.probe.is_some());
+        let old = match &service {
+            Some(service) => self.services.insert(frontend, Arc::clone(service)),
+            None => self.services.remove(&frontend),
+        };
+        let names = |service: &Option<Arc<Service>>| -> BTreeSet<Name> {
+            service.iter().flat_map(|service| &service.reals).map(|real| (real.address, real.port)).collect()
+        };
+        let (before, now) = (names(&old), names(&service));
+        for gone in before.difference(&now) {
+            if let Some(target) = self.targets.remove(&(frontend, *gone)) {
+                self.queue.remove(&(target.due, (frontend, *gone)));
+            }
+        }
+        let Some(service) = service else { return };
+        let same_times = old.is_some_and(|old| interval(&old) == interval(&service));
+        for real in now {
+            let key = (frontend, real);
+            if let Some(target) = self.targets.get_mut(&key) {
+                target.service = Arc::clone(&service);
+                if same_times || target.on_its_way {
+                    continue;
+                }
+                self.queue.remove(&(target.due, key));
+            }
+            // Somewhere within the interval, so that not all are asked at the same time.
+            let due = Instant::now() + interval(&service).mul_f32(fastrand::f32());
+            let target = Target { service: Arc::clone(&service), due, on_its_way: false };
+            self.targets.insert(key, target);
+            self.queue.insert((due, key));
+        }
+    }
+
+    fn start(&mut self) {
+        let Some((due, (frontend, real))) = self.queue.pop_first() else { return };
+        let Some(target) = self.targets.get_mut(&(frontend, real)) else { return };
+        target.due = due;
+        target.on_its_way = true;
+        let (service, sources) = (Arc::clone(&target.service), Arc::clone(&self.sources));
+        let task = self.running.spawn(async move {
+            let forward = service.forward;
+            let way = (forward != Forward::FullNat).then_some(Way { frontend, forward });
+            let (outcome, took) = match &service.probe {
+                Some(kind) => probe(kind, SocketAddr::new(real.0, real.1), way.as_ref(), &sources).await,
+                None => (Outcome::Unable("the service has no probe".into()), Duration::ZERO),
+            };
+            Probed { frontend, real, outcome, took }
+        });
+        self.keys.insert(task.id(), (frontend, real));
+    }
+
+    fn again(&mut self, key: Key) {
+        let Some(target) = self.targets.get_mut(&key) else { return };
+        if !target.on_its_way {
+            // It went and came back while the probe of its former life was on its way.
+            return;
+        }
+        target.on_its_way = false;
+        // In step, unless the time for it is over.
+        target.due = (target.due + interval(&target.service)).max(Instant::now());
+        self.queue.insert((target.due, key));
+    }
+}
+
+fn interval(service: &Service) -> Duration {
+    Duration::from_millis(service.probe.as_ref().map_or(u32::MAX, |probe| probe.interval_ms).into())
+}

@@ -1,0 +1,317 @@
+//! Probes in a small network: real servers that answer, refuse, hang and come back.
+
+#![allow(clippy::unwrap_used, reason = "a test says so by panicking")]
+
+mod lab;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use imbl::{OrdMap, OrdSet};
+use lab::{Lab, Namespace};
+use tidegate_l4::{
+    Config, Forward, Frontend, Input, Probe, ProbeKind, Protocol, Real, RealState, Report, Service, health::Health,
+    report::Verdict,
+};
+use tokio::sync::watch;
+use tokio_rustls::rustls::{
+    self,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOCALS: [&str; 2] = ["10.77.101.1", "fd77:0:101::1"];
+const A: [&str; 2] = ["10.77.1.1", "fd77:0:1::1"];
+const B: [&str; 2] = ["10.77.1.2", "fd77:0:1::2"];
+const VIPS: [&str; 2] = ["10.77.100.1", "fd77:0:100::1"];
+
+/// Health in the appliance, and beside it the plane, whose program sees all packets first.
+struct Appliance {
+    health: Arc<Health>,
+    stop: CancellationToken,
+    done: mpsc::Receiver<()>,
+}
+
+impl Appliance {
+    fn start(lab: &Lab, services: &OrdMap<Frontend, Arc<Service>>) -> Self {
+        let locals: Vec<IpAddr> = LOCALS.iter().map(|local| local.parse().unwrap()).collect();
+        let config = Config {
+            pin_dir: lab.pin_dir.clone(),
+            flows: 4096,
+            local_addresses: locals.clone(),
+            interfaces: vec!["eth0".into()],
+            ..Config::default()
+        };
+        let input = Input {
+            generation: 1,
+            services: services.clone(),
+            announce: services.keys().map(|frontend| frontend.vip).collect::<OrdSet<_>>(),
+        };
+        let stop = CancellationToken::new();
+        let (started, health) = mpsc::channel();
+        let (ended, done) = mpsc::channel();
+        let token = stop.clone();
+        // A thread of the namespace: whatever it opens or starts is in there.
+        lab.appliance.run(move || {
+            thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let (_input, inputs) = watch::channel(Arc::new(input));
+                    let (report, mut reports) = watch::channel(Arc::new(Report::default()));
+                    let plane = tokio::spawn(tidegate_l4::run(config, inputs, report, token));
+                    reports.wait_for(|report| report.generation == 1).await.unwrap();
+                    let health = Arc::new(Health::start(&locals, &["eth0".into()]));
+                    started.send(Arc::clone(&health)).unwrap();
+                    plane.await.unwrap().unwrap();
+                });
+                let _ = ended.send(());
+            });
+        });
+        let health = health.recv_timeout(PATIENCE).expect("the plane started");
+        health.input(services);
+        Self { health, stop, done }
+    }
+
+    /// Waits until a real stands so.
+    fn until(&self, frontend: Frontend, service: &Service, real: &str, verdict: Verdict, why: &str) {
+        let real: SocketAddr = real.parse().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let report = self.health.report();
+            let health = report.of(&frontend, service, (real.ip(), real.port()));
+            if health.verdict == verdict && health.why.as_deref().unwrap_or_default().contains(why) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{real} is {health:?}, not {verdict:?} because of {why:?}: {report:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn states(&self, frontend: Frontend) -> Vec<RealState> {
+        self.health.effective()[&frontend].reals.iter().map(|real| real.state).collect()
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let _ = self.done.recv_timeout(PATIENCE);
+    }
+}
+
+fn frontend(vip: &str, protocol: Protocol) -> Frontend {
+    Frontend { vip: vip.parse().unwrap(), port: 80, protocol }
+}
+
+fn service(kind: ProbeKind, forward: Forward, reals: &[&str]) -> Service {
+    let real = |text: &&str| {
+        let address: SocketAddr = text.parse().unwrap();
+        Real { address: address.ip(), port: address.port(), weight: 1, state: RealState::Active }
+    };
+    Service {
+        reals: reals.iter().map(real).collect(),
+        probe: Some(Probe { kind, interval_ms: 50, timeout_ms: 250, rise: 2, fall: 3 }),
+        forward,
+        ..Service::default()
+    }
+}
+
+fn http(tls: bool) -> ProbeKind {
+    ProbeKind::Http { tls, host: Some("shop.example".into()), path: "/health?deep=1".into(), status: (200, 299) }
+}
+
+/// What a server does with the next connection; may be changed while it runs.
+#[derive(Clone, Debug)]
+enum Manner {
+    Answer(&'static str),
+    Hang,
+}
+
+/// A server in a namespace, whose manner can be changed; the requests that it hears, and from where.
+fn serve(namespace: &Namespace, at: &str, manner: &Arc<Mutex<Manner>>) -> mpsc::Receiver<(SocketAddr, String)> {
+    let at: SocketAddr = at.parse().unwrap();
+    let manner = Arc::clone(manner);
+    let (heard, requests) = mpsc::channel();
+    namespace.run(move || {
+        let listener = TcpListener::bind(at).unwrap();
+        thread::spawn(move || {
+            let mut hung = Vec::new();
+            // A bare TCP probe may be gone before it is accepted.
+            while let Ok((stream, from)) = listener.accept() {
+                let answer = match &*manner.lock().unwrap() {
+                    Manner::Answer(answer) => *answer,
+                    Manner::Hang => {
+                        hung.push(stream);
+                        continue;
+                    }
+                };
+                let heard = heard.clone();
+                thread::spawn(move || {
+                    let mut request = String::new();
+                    let mut reader = BufReader::new(&stream);
+                    while reader.read_line(&mut request).is_ok_and(|length| length > 2) {}
+                    let _ = (&stream).write_all(answer.as_bytes());
+                    let _ = heard.send((from, request));
+                });
+            }
+        });
+    });
+    requests
+}
+
+fn ours(from: SocketAddr) -> bool {
+    LOCALS.contains(&from.ip().to_string().as_str()) && (512..1024).contains(&from.port())
+}
+
+#[test]
+fn a_real_that_refuses_drains_and_is_back_when_it_accepts() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let manner = Arc::new(Mutex::new(Manner::Answer("")));
+    let mut services = OrdMap::new();
+    let mut heard = Vec::new();
+    for family in 0..2 {
+        let [a, b] = [A, B].map(|real| SocketAddr::new(real[family].parse().unwrap(), 8080).to_string());
+        heard.push(serve(&lab.reals[0], &a, &manner));
+        let service = service(ProbeKind::Tcp, Forward::FullNat, &[&a, &b]);
+        services.insert(frontend(VIPS[family], Protocol::Tcp), Arc::new(service));
+    }
+    let appliance = Appliance::start(&lab, &services);
+    for (frontend, service) in &services {
+        let b = SocketAddr::new(service.reals[1].address, 8080).to_string();
+        appliance.until(*frontend, service, &b, Verdict::Down, "probes in a row failed: connection refused");
+        assert_eq!(appliance.states(*frontend), [RealState::Active, RealState::Draining]);
+        let a = SocketAddr::new(service.reals[0].address, 8080).to_string();
+        appliance.until(*frontend, service, &a, Verdict::Up, "");
+        heard.push(serve(&lab.reals[1], &b, &manner));
+        appliance.until(*frontend, service, &b, Verdict::Up, "");
+        // Shared with the Input again.
+        assert!(Arc::ptr_eq(&appliance.health.effective()[frontend], service));
+    }
+    for heard in heard {
+        let (from, _) = heard.recv_timeout(PATIENCE).unwrap();
+        assert!(ours(from), "{from}");
+    }
+    let probes = appliance.health.report().probes;
+    assert!(probes.failed >= 6 && probes.sent > probes.failed && probes.unable == 0, "{probes:?}");
+    assert!(probes.last_took.is_some() && probes.last_error.is_some());
+}
+
+#[test]
+fn an_http_status_decides_and_a_server_that_hangs_is_down() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let manner = Arc::new(Mutex::new(Manner::Answer("HTTP/1.1 204 No Content\r\n\r\n")));
+    let steady = Arc::new(Mutex::new(Manner::Answer("HTTP/1.1 200 OK\r\n\r\n")));
+    let (a, b) = ("10.77.1.1:8080", "10.77.1.2:8080");
+    let heard = serve(&lab.reals[0], a, &manner);
+    let _steady = serve(&lab.reals[1], b, &steady);
+    let frontend = frontend(VIPS[0], Protocol::Tcp);
+    let service = Arc::new(service(http(false), Forward::FullNat, &[a, b]));
+    let appliance = Appliance::start(&lab, &OrdMap::unit(frontend, Arc::clone(&service)));
+    appliance.until(frontend, &service, a, Verdict::Up, "");
+    let (from, request) = heard.recv_timeout(PATIENCE).unwrap();
+    assert!(ours(from), "{from}");
+    assert!(request.starts_with("GET /health?deep=1 HTTP/1.1\r\nHost: shop.example\r\n"), "{request}");
+    for (next, why) in [
+        (Manner::Answer("HTTP/1.1 503 Service Unavailable\r\n\r\n"), "status 503"),
+        (Manner::Hang, "connected, but no status in 250 ms"),
+        (Manner::Answer("SSH-2.0-OpenSSH_9.2\r\n"), "not HTTP/1.1"),
+        (Manner::Answer(""), "closed without an answer"),
+    ] {
+        *manner.lock().unwrap() = next;
+        appliance.until(frontend, &service, a, Verdict::Down, why);
+        assert_eq!(appliance.states(frontend), [RealState::Draining, RealState::Active]);
+        *manner.lock().unwrap() = Manner::Answer("HTTP/1.0 200 OK\r\n\r\n");
+        appliance.until(frontend, &service, a, Verdict::Up, "");
+        assert_eq!(appliance.states(frontend), [RealState::Active; 2]);
+    }
+}
+
+#[test]
+fn https_is_probed_whatever_the_certificate_says() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let plain = Arc::new(Mutex::new(Manner::Answer("HTTP/1.1 200 OK\r\n\r\n")));
+    let (a, b) = ("10.77.1.1:8443", "10.77.1.2:8443");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(include_bytes!("lab/nobody.pem")).unwrap()],
+            PrivateKeyDer::from_pem_slice(include_bytes!("lab/nobody.pem")).unwrap(),
+        )
+        .unwrap();
+    let config = Arc::new(config);
+    lab.reals[0].run(move || {
+        let listener = TcpListener::bind(a).unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = stream.unwrap();
+                let mut tls = rustls::Stream::new(&mut connection, &mut stream);
+                let mut line = String::new();
+                let _ = BufReader::new(&mut tls).read_line(&mut line);
+                let _ = tls.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            }
+        });
+    });
+    // One that speaks without TLS.
+    let _plain = serve(&lab.reals[1], b, &plain);
+    let frontend = frontend(VIPS[0], Protocol::Tcp);
+    let service = Arc::new(service(http(true), Forward::FullNat, &[a, b]));
+    let appliance = Appliance::start(&lab, &OrdMap::unit(frontend, Arc::clone(&service)));
+    appliance.until(frontend, &service, a, Verdict::Up, "");
+    appliance.until(frontend, &service, b, Verdict::Down, "");
+}
+
+#[test]
+fn a_datagram_must_be_answered_with_what_is_expected() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let answer = Arc::new(Mutex::new(&b"pong 1"[..]));
+    let (a, b) = ("10.77.1.1:53", "10.77.1.2:53");
+    echo(&lab.reals[0], a, &answer);
+    let frontend = frontend(VIPS[0], Protocol::Udp);
+    let kind = ProbeKind::Udp { send: b"ping".to_vec(), expect: b"pong".to_vec() };
+    let service = Arc::new(service(kind, Forward::FullNat, &[a, b]));
+    let appliance = Appliance::start(&lab, &OrdMap::unit(frontend, Arc::clone(&service)));
+    appliance.until(frontend, &service, b, Verdict::Down, "connection refused");
+    appliance.until(frontend, &service, a, Verdict::Up, "");
+    echo(&lab.reals[1], b, &Arc::new(Mutex::new(b"pong 2")));
+    appliance.until(frontend, &service, b, Verdict::Up, "");
+    *answer.lock().unwrap() = b"sorry";
+    appliance.until(frontend, &service, a, Verdict::Down, "something else");
+}
+
+/// A UDP server with one answer to everything.
+fn echo(namespace: &Namespace, at: &str, answer: &Arc<Mutex<&'static [u8]>>) {
+    let at: SocketAddr = at.parse().unwrap();
+    let answer = Arc::clone(answer);
+    namespace.run(move || {
+        let socket = UdpSocket::bind(at).unwrap();
+        thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                let answer = *answer.lock().unwrap();
+                socket.send_to(answer, from).unwrap();
+            }
+        });
+    });
+}
