@@ -21,6 +21,7 @@ pub mod frames;
 pub mod host;
 pub mod nat;
 pub mod parse;
+pub mod probe;
 pub mod select;
 #[cfg(test)]
 mod tests;

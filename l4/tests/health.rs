@@ -315,3 +315,113 @@ fn echo(namespace: &Namespace, at: &str, answer: &Arc<Mutex<&'static [u8]>>) {
         });
     });
 }
+
+/// A real that has the VIP, and does not say so to its neighbours: neither when it is asked nor when it asks.
+fn own(namespace: &Namespace) {
+    namespace.run(|| {
+        std::fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv4/conf/all/arp_announce", "2").unwrap();
+    });
+    namespace.ip(&format!("addr add {}/32 dev lo\naddr add {}/128 dev lo nodad", VIPS[0], VIPS[1]));
+}
+
+/// The reals' names have a port that nobody serves: what is probed is the VIP's.
+fn named(family: usize) -> [String; 2] {
+    [A, B].map(|real| SocketAddr::new(real[family].parse().unwrap(), 31_000).to_string())
+}
+
+#[test]
+fn a_direct_real_is_probed_at_the_vip() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    lab.reals.iter().for_each(own);
+    let manner = Arc::new(Mutex::new(Manner::Answer("HTTP/1.1 200 OK\r\n\r\n")));
+    let pong = Arc::new(Mutex::new(&b"pong"[..]));
+    let mut services = OrdMap::new();
+    let mut heard = Vec::new();
+    for (family, vip) in VIPS.into_iter().enumerate() {
+        let at = SocketAddr::new(vip.parse().unwrap(), 80).to_string();
+        heard.push(serve(&lab.reals[0], &at, &manner));
+        echo(&lab.reals[0], &at, &pong);
+        let [a, b] = named(family);
+        let kinds = [
+            (Protocol::Tcp, http(false)),
+            (Protocol::Udp, ProbeKind::Udp { send: b"ping".to_vec(), expect: b"pong".to_vec() }),
+        ];
+        for (protocol, kind) in kinds {
+            services.insert(frontend(vip, protocol), Arc::new(service(kind, Forward::Direct, &[&a, &b])));
+        }
+    }
+    let appliance = Appliance::start(&lab, &services);
+    for (frontend, service) in &services {
+        let [a, b] = named(usize::from(frontend.vip.is_ipv6()));
+        appliance.until(*frontend, service, &a, Verdict::Up, "");
+        // The other has the VIP, and nobody who serves it.
+        let why = if frontend.protocol == Protocol::Tcp { "connection refused" } else { "no answer in 250 ms" };
+        appliance.until(*frontend, service, &b, Verdict::Down, why);
+    }
+    for heard in heard {
+        let (from, request) = heard.recv_timeout(PATIENCE).unwrap();
+        assert!(ours(from) && request.starts_with("GET /health?deep=1 "), "{from} {request}");
+    }
+    *manner.lock().unwrap() = Manner::Answer("HTTP/1.1 500 Oh\r\n\r\n");
+    let (frontend, service) = services.iter().next().unwrap();
+    appliance.until(*frontend, service, &named(0)[0], Verdict::Down, "status 500");
+}
+
+#[test]
+fn a_tunnelled_real_is_probed_through_its_tunnel() {
+    if lab::skip() {
+        return;
+    }
+    for (forward, gue) in [(Forward::IpIp, None), (Forward::Gue { port: 6080 }, Some(6080))] {
+        let lab = Lab::new();
+        own(&lab.reals[0]);
+        // The unwrapper takes packets as they leave, and nobody behind it would complete a checksum.
+        lab.appliance.command("ethtool", "-K eth0 tx off");
+        let manner = Arc::new(Mutex::new(Manner::Answer("HTTP/1.1 200 OK\r\n\r\n")));
+        let mut services = OrdMap::new();
+        let mut outers = Vec::new();
+        for (family, vip) in VIPS.into_iter().enumerate() {
+            let at = SocketAddr::new(vip.parse().unwrap(), 80).to_string();
+            let _ = serve(&lab.reals[0], &at, &manner);
+            outers.push(lab::unwrap::unwrap(&lab.reals[0], family == 0, gue));
+            let [a, b] = named(family);
+            services.insert(frontend(vip, Protocol::Tcp), Arc::new(service(http(false), forward, &[&a, &b])));
+        }
+        let appliance = Appliance::start(&lab, &services);
+        for (family, (frontend, service)) in services.iter().enumerate() {
+            let [a, b] = named(family);
+            appliance.until(*frontend, service, &a, Verdict::Up, "");
+            // The other has no end of the tunnel.
+            appliance.until(*frontend, service, &b, Verdict::Down, "no answer in 250 ms");
+            let (source, destination, ports) = outers[family].recv_timeout(PATIENCE).unwrap();
+            assert_eq!([source.to_string(), destination.to_string()], [LOCALS[family], A[family]]);
+            assert_eq!(ports.map(|(_, to)| to), gue);
+            assert!(ports.is_none_or(|(from, _)| from >= 0xc000), "{ports:?}");
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_between_families_is_not_probed_and_its_real_stays_in() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let frontend = frontend(VIPS[0], Protocol::Tcp);
+    let mut service = service(ProbeKind::Tcp, Forward::IpIp, &["[fd77:0:1::1]:80", "[fd77:0:1::2]:80"]);
+    service.probe.as_mut().unwrap().fall = 1;
+    let appliance = Appliance::start(&lab, &OrdMap::new());
+    appliance.health.input(&OrdMap::unit(frontend, Arc::new(service)));
+    let deadline = Instant::now() + PATIENCE;
+    while appliance.health.report().probes.unable < 3 {
+        assert!(Instant::now() < deadline, "{:?}", appliance.health.report());
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(appliance.states(frontend), [RealState::Active; 2]);
+    let report = appliance.health.report();
+    assert!(report.problems.iter().any(|problem| problem.contains("do not cross address families")), "{report:?}");
+}

@@ -25,7 +25,7 @@ use tokio_rustls::{
     },
 };
 
-use super::source::{Sources, Way};
+use super::{path::Traffic, source::Sources};
 use crate::input::{Probe, ProbeKind};
 
 /// A status line is shorter than this, or it is none.
@@ -81,7 +81,12 @@ impl From<io::Error> for Failure {
 }
 
 /// Probes the real at `to`, and says how long it took.
-pub(crate) async fn probe(probe: &Probe, to: SocketAddr, way: Option<&Way>, sources: &Sources) -> (Outcome, Duration) {
+pub(crate) async fn probe(
+    probe: &Probe,
+    to: SocketAddr,
+    way: Option<&Traffic>,
+    sources: &Sources,
+) -> (Outcome, Duration) {
     let began = Instant::now();
     let deadline = began + Duration::from_millis(probe.timeout_ms.into());
     let outcome = match (Attempt { probe, to, way, sources, deadline }).run().await {
@@ -95,7 +100,7 @@ pub(crate) async fn probe(probe: &Probe, to: SocketAddr, way: Option<&Way>, sour
 struct Attempt<'a> {
     probe: &'a Probe,
     to: SocketAddr,
-    way: Option<&'a Way>,
+    way: Option<&'a Traffic>,
     sources: &'a Sources,
     deadline: Instant,
 }

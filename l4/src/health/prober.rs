@@ -15,8 +15,9 @@ use tokio::{
 
 use super::{
     judge::Name,
+    path::Traffic,
     probe::{Outcome, probe},
-    source::{Sources, Way},
+    source::Sources,
 };
 use crate::input::{Forward, Frontend, Service};
 
@@ -132,7 +133,7 @@ impl Prober {
         let (service, sources) = (Arc::clone(&target.service), Arc::clone(&self.sources));
         let task = self.running.spawn(async move {
             let forward = service.forward;
-            let way = (forward != Forward::FullNat).then_some(Way { frontend, forward });
+            let way = (forward != Forward::FullNat).then_some(Traffic { frontend, forward });
             let (outcome, took) = match &service.probe {
                 Some(kind) => probe(kind, SocketAddr::new(real.0, real.1), way.as_ref(), &sources).await,
                 None => (Outcome::Unable("the service has no probe".into()), Duration::ZERO),
@@ -157,4 +158,45 @@ impl Prober {
 
 fn interval(service: &Service) -> Duration {
     Duration::from_millis(service.probe.as_ref().map_or(u32::MAX, |probe| probe.interval_ms).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        health::path::Path,
+        input::{Probe, ProbeKind, Protocol, Real, RealState},
+    };
+
+    fn service(interval_ms: u32, reals: std::ops::Range<u8>) -> Arc<Service> {
+        let real = |last: u8| Real { address: [10, 77, 1, last].into(), port: 80, weight: 1, state: RealState::Active };
+        let probe = Probe { kind: ProbeKind::Tcp, interval_ms, timeout_ms: 100, rise: 1, fall: 1 };
+        Arc::new(Service { reals: reals.map(real).collect(), probe: Some(probe), ..Service::default() })
+    }
+
+    fn dues(prober: &Prober) -> HashMap<Key, Instant> {
+        assert_eq!(prober.queue.len(), prober.targets.len());
+        prober.queue.iter().map(|(due, key)| (*key, *due)).collect()
+    }
+
+    #[test]
+    fn only_what_changes_is_scheduled_anew() {
+        let mut prober = Prober::new(Sources::new(&[], Path::new(&[])));
+        let frontend = Frontend { vip: [10, 77, 100, 1].into(), port: 80, protocol: Protocol::Tcp };
+        prober.change(frontend, Some(service(60_000, 0..8)));
+        let first = dues(&prober);
+        let spread: BTreeSet<Instant> = first.values().copied().collect();
+        assert_eq!(spread.len(), 8, "all are asked at different times");
+        prober.change(frontend, Some(service(60_000, 4..10)));
+        let second = dues(&prober);
+        assert_eq!(second.len(), 6);
+        let kept = second.iter().filter(|(key, due)| first.get(*key) == Some(*due)).count();
+        assert_eq!(kept, 4, "those that stay keep their time");
+        // A shorter interval counts from now on.
+        prober.change(frontend, Some(service(10, 4..10)));
+        let soon = Instant::now() + Duration::from_millis(10);
+        assert!(dues(&prober).values().all(|due| *due <= soon));
+        prober.change(frontend, None);
+        assert!(dues(&prober).is_empty() && prober.services.is_empty());
+    }
 }

@@ -13,22 +13,17 @@ use std::{
     },
 };
 
+use tidegate_ebpf::probe::{FIRST_PORT, LAST_PORT};
 use tokio::net::{TcpSocket, UdpSocket};
 
-use super::{path::Path, probe::Failure};
-use crate::input::{Forward, Frontend, Protocol};
+use super::{
+    path::{Entry, Path, Traffic},
+    probe::Failure,
+};
+use crate::input::Protocol;
 
-/// Above the ports of well-known servers, below those of flows.
-const PORTS: std::ops::RangeInclusive<u16> = 512..=1023;
 /// Others may sit on a port of ours: so many are tried.
 const TRIES: usize = 8;
-
-/// How a probe's packets must be changed to go the way of the traffic (nothing for full NAT).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Way {
-    pub(crate) frontend: Frontend,
-    pub(crate) forward: Forward,
-}
 
 #[derive(Debug)]
 pub(crate) struct Sources {
@@ -45,7 +40,7 @@ pub(crate) struct Sources {
 pub(crate) struct Lease {
     port: u16,
     ports: Arc<Mutex<VecDeque<u16>>>,
-    entry: Option<super::path::Entry>,
+    entry: Option<Entry>,
 }
 
 impl Drop for Lease {
@@ -60,11 +55,11 @@ impl Sources {
     /// Without a local address of a family the kernel chooses one.
     pub(crate) fn new(locals: &[IpAddr], path: Path) -> Self {
         let (v4, v6) = locals.iter().partition(|local| local.is_ipv4());
-        let ports = Arc::new(Mutex::new(PORTS.collect()));
+        let ports = Arc::new(Mutex::new((FIRST_PORT..=LAST_PORT).collect()));
         Self { v4, v6, next: AtomicUsize::new(0), ports, path }
     }
 
-    pub(crate) fn tcp(&self, to: SocketAddr, way: Option<&Way>) -> Result<(TcpSocket, Lease), Failure> {
+    pub(crate) fn tcp(&self, to: SocketAddr, way: Option<&Traffic>) -> Result<(TcpSocket, Lease), Failure> {
         self.bound(to, Protocol::Tcp, way, |from| {
             let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             // A port may still be known to the kernel from its last probe, to another real.
@@ -75,7 +70,7 @@ impl Sources {
         })
     }
 
-    pub(crate) fn udp(&self, to: SocketAddr, way: Option<&Way>) -> Result<(UdpSocket, Lease), Failure> {
+    pub(crate) fn udp(&self, to: SocketAddr, way: Option<&Traffic>) -> Result<(UdpSocket, Lease), Failure> {
         self.bound(to, Protocol::Udp, way, |from| {
             let socket = std::net::UdpSocket::bind(from)?;
             socket.set_nonblocking(true)?;
@@ -87,7 +82,7 @@ impl Sources {
         &self,
         to: SocketAddr,
         protocol: Protocol,
-        way: Option<&Way>,
+        way: Option<&Traffic>,
         bind: impl Fn(SocketAddr) -> io::Result<T>,
     ) -> Result<(T, Lease), Failure> {
         let from = self.address(to.is_ipv4());
