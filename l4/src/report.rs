@@ -68,6 +68,9 @@ pub struct Probes {
     pub failed: u64,
     /// Could not be sent, which says nothing about the real.
     pub unable: u64,
+    /// Sent an interval or more after their time: too many are on their way at once, most likely to reals that are
+    /// silent until their timeout.
+    pub late: u64,
     /// The newest that failed: which real of which front end, and how.
     pub last_error: Option<(Frontend, SocketAddr, Arc<str>)>,
     /// How long the newest good one took.

@@ -46,15 +46,37 @@ pub struct Judge {
     /// Decisions since they were last asked for.
     said: Vec<String>,
     traffic_at: Duration,
+    /// The services of an earlier process, until the first Input.
+    adopted: OrdMap<Frontend, Arc<Service>>,
 }
 
 impl Judge {
+    /// What an earlier process did: its probed reals that drained and are active in the first Input were out.
+    pub fn adopt(&mut self, applied: &OrdMap<Frontend, Arc<Service>>) {
+        self.adopted = applied.clone();
+    }
+
     /// The services as an Input says; answers, as all calls here, whether `effective` is another now.
     pub fn input(&mut self, services: &OrdMap<Frontend, Arc<Service>>) -> bool {
         let before = mem::replace(&mut self.asked, services.clone());
+        for (frontend, applied) in mem::take(&mut self.adopted) {
+            let Some(service) = services.get(&frontend).filter(|service| service.probe.is_some()) else { continue };
+            let drained = |real: &Real| {
+                let index = position(&applied, (real.address, real.port));
+                real.state == RealState::Active
+                    && index.is_some_and(|index| applied.reals[index].state == RealState::Draining)
+            };
+            if service.reals.iter().any(drained) {
+                let standing = |real| if drained(real) { Standing::out() } else { Standing::default() };
+                self.standings.insert(frontend, service.reals.iter().map(standing).collect());
+            }
+        }
         for item in before.diff(services) {
             match item {
-                DiffItem::Add(frontend, _) | DiffItem::Remove(frontend, _) => {
+                DiffItem::Add(frontend, _) => {
+                    self.touched.insert(*frontend);
+                }
+                DiffItem::Remove(frontend, _) => {
                     self.standings.remove(frontend);
                     self.touched.insert(*frontend);
                 }

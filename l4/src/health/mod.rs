@@ -99,6 +99,12 @@ impl Health {
         Self { shared, changes, tasks }
     }
 
+    /// What the maps hold from an earlier process, to be told before the first Input: a probed real that drained there
+    /// and is active in that Input was most likely out, and stays so until its probes are good.
+    pub fn adopt(&self, applied: &OrdMap<Frontend, Arc<Service>>) {
+        self.shared.lock().judge.adopt(applied);
+    }
+
     /// Takes the services of a new Input, and answers with what shall be done of them.
     pub fn input(&self, services: &OrdMap<Frontend, Arc<Service>>) -> OrdMap<Frontend, Arc<Service>> {
         let mut state = self.shared.lock();
@@ -204,7 +210,8 @@ impl State {
     }
 
     fn probed(&mut self, probed: Probed, now: Duration) -> bool {
-        let Probed { frontend, real, outcome, took } = probed;
+        let Probed { frontend, real, outcome, took, late } = probed;
+        self.probes.late += u64::from(late);
         let result = match &outcome {
             Outcome::Good => {
                 self.probes.last_took = Some(took);

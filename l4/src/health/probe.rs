@@ -114,7 +114,7 @@ impl Attempt<'_> {
         let (socket, _lease) = self.sources.tcp(self.to, self.way)?;
         let stream = self.within("no answer", socket.connect(self.to)).await?;
         let ProbeKind::Http { tls, host, path, status } = &self.probe.kind else { return Ok(()) };
-        let request = request(host.as_deref(), path, self.to)?;
+        let request = request(host.as_deref(), path, self.asked())?;
         let got = if *tls {
             self.within("connected, but no status", async {
                 get(handshake(stream, host.as_deref(), self.to).await?, &request).await
@@ -124,6 +124,11 @@ impl Attempt<'_> {
             self.within("connected, but no status", get(stream, &request)).await?
         };
         if (status.0..=status.1).contains(&got) { Ok(()) } else { Err(Failure::bad(format!("status {got}"))) }
+    }
+
+    /// Whom it asks, as clients would write it.
+    fn asked(&self) -> SocketAddr {
+        self.way.map_or(self.to, |way| SocketAddr::new(way.frontend.vip, way.frontend.port))
     }
 
     async fn datagram(&self, send: &[u8], expect: &[u8]) -> Result<(), Failure> {
@@ -150,8 +155,8 @@ impl Attempt<'_> {
     }
 }
 
-fn request(host: Option<&str>, path: &str, to: SocketAddr) -> Result<String, Failure> {
-    let host = host.map_or_else(|| to.to_string(), str::to_owned);
+fn request(host: Option<&str>, path: &str, asked: SocketAddr) -> Result<String, Failure> {
+    let host = host.map_or_else(|| asked.to_string(), str::to_owned);
     // Nobody may add headers by way of a path.
     if let Some(bad) = [&*host, path].into_iter().find(|text| text.bytes().any(|byte| byte <= b' ' || byte == 0x7f)) {
         return Err(Failure::Unable(format!("the probe's host or path {bad:?} holds a space or control character")));
@@ -178,7 +183,8 @@ fn status(line: &[u8]) -> Option<u16> {
     let line = std::str::from_utf8(line).ok()?;
     let (version, rest) = line.split_once(' ')?;
     let code = rest.trim_end().split(' ').next()?;
-    (version.starts_with("HTTP/1.") && code.len() == 3).then(|| code.parse().ok())?
+    let digits = code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit());
+    (version.starts_with("HTTP/1.") && digits).then(|| code.parse().ok())?
 }
 
 async fn handshake(
@@ -242,5 +248,36 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_from_what_is_http_and_from_nothing_else() {
+        let cases: [(&[u8], Option<u16>); 8] = [
+            (b"HTTP/1.1 200 OK\r\n", Some(200)),
+            (b"HTTP/1.0 404\r\n", Some(404)),
+            (b"HTTP/1.1 503 Service Unavailable", Some(503)),
+            (b"HTTP/2 200\r\n", None),
+            (b"HTTP/1.1 20 OK\r\n", None),
+            (b"HTTP/1.1 +20 OK\r\n", None),
+            (b"220 mail ESMTP\r\n", None),
+            (b"HTTP/1.1 \xff00\r\n", None),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(status(line), expected, "{}", String::from_utf8_lossy(line));
+        }
+    }
+
+    #[test]
+    fn a_path_adds_no_headers_and_a_host_is_named_when_none_is_given() {
+        let asked = "[fd77::1]:80".parse().unwrap();
+        let built = request(None, "/", asked).ok().unwrap();
+        assert!(built.starts_with("GET / HTTP/1.1\r\nHost: [fd77::1]:80\r\n") && built.ends_with("\r\n\r\n"));
+        assert!(matches!(request(None, "/ HTTP/1.1\r\nX: y", asked), Err(Failure::Unable(_))));
+        assert!(matches!(request(Some("a\r\nb"), "/", asked), Err(Failure::Unable(_))));
     }
 }

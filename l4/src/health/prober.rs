@@ -19,7 +19,7 @@ use super::{
     probe::{Outcome, probe},
     source::Sources,
 };
-use crate::input::{Forward, Frontend, Service};
+use crate::input::{Forward, Frontend, Real, RealState, Service};
 
 /// Probes on their way at once: half of the source ports, so that a port rests between two.
 const AT_ONCE: usize = 256;
@@ -33,6 +33,8 @@ pub(crate) struct Probed {
     pub(crate) real: Name,
     pub(crate) outcome: Outcome,
     pub(crate) took: Duration,
+    /// It was sent a whole interval or more after its time.
+    pub(crate) late: bool,
 }
 
 type Key = (Frontend, Name);
@@ -97,8 +99,11 @@ impl Prober {
             Some(service) => self.services.insert(frontend, Arc::clone(service)),
             None => self.services.remove(&frontend),
         };
+        // One that drains is about to stop: that it answers no longer is no news.
         let names = |service: &Option<Arc<Service>>| -> BTreeSet<Name> {
-            service.iter().flat_map(|service| &service.reals).map(|real| (real.address, real.port)).collect()
+            let active = |real: &&Real| real.state == RealState::Active;
+            let reals = service.iter().flat_map(|service| &service.reals);
+            reals.filter(active).map(|real| (real.address, real.port)).collect()
         };
         let (before, now) = (names(&old), names(&service));
         for gone in before.difference(&now) {
@@ -130,6 +135,7 @@ impl Prober {
         let Some(target) = self.targets.get_mut(&(frontend, real)) else { return };
         target.due = due;
         target.on_its_way = true;
+        let late = due.elapsed() > interval(&target.service);
         let (service, sources) = (Arc::clone(&target.service), Arc::clone(&self.sources));
         let task = self.running.spawn(async move {
             let forward = service.forward;
@@ -138,7 +144,7 @@ impl Prober {
                 Some(kind) => probe(kind, SocketAddr::new(real.0, real.1), way.as_ref(), &sources).await,
                 None => (Outcome::Unable("the service has no probe".into()), Duration::ZERO),
             };
-            Probed { frontend, real, outcome, took }
+            Probed { frontend, real, outcome, took, late }
         });
         self.keys.insert(task.id(), (frontend, real));
     }
@@ -165,7 +171,7 @@ mod tests {
     use super::*;
     use crate::{
         health::path::Path,
-        input::{Probe, ProbeKind, Protocol, Real, RealState},
+        input::{Probe, ProbeKind, Protocol},
     };
 
     fn service(interval_ms: u32, reals: std::ops::Range<u8>) -> Arc<Service> {

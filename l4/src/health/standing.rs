@@ -72,6 +72,12 @@ struct Ejection {
 }
 
 impl Standing {
+    /// Of a real that was out when this process started.
+    pub(crate) fn out() -> Self {
+        let why = "it was out before this process started, and its probes are not good yet";
+        Self { probed: Verdict::Down, down: Some(Down { how: String::new(), why: why.into() }), ..Self::default() }
+    }
+
     pub(crate) fn health(&self) -> Health {
         match (&self.ejection, self.probed) {
             (_, Verdict::Down) => {

@@ -12,7 +12,8 @@ use std::{
 use super::Namespace;
 
 /// The outer packet's ends, and those of its UDP header if it has one.
-pub type Outer = (IpAddr, IpAddr, Option<(u16, u16)>);
+pub type Outer = (IpAddr, IpAddr, Ports);
+type Ports = Option<(u16, u16)>;
 
 /// Unwraps IPIP, and GUE on this port; tells of each packet.
 pub fn unwrap(namespace: &Namespace, v4: bool, gue: Option<u16>) -> mpsc::Receiver<Outer> {
@@ -74,7 +75,7 @@ fn split_v6(packet: &[u8], gue: Option<u16>) -> Option<(Outer, &[u8])> {
 }
 
 /// What follows the outer IP header: another one, or UDP and then that.
-fn rest(protocol: u8, tunnel: u8, rest: &[u8], gue: Option<u16>) -> Option<(Option<(u16, u16)>, &[u8])> {
+fn rest(protocol: u8, tunnel: u8, rest: &[u8], gue: Option<u16>) -> Option<(Ports, &[u8])> {
     let half = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
     match gue {
         None => (protocol == tunnel).then_some((None, rest)),

@@ -241,6 +241,31 @@ fn a_service_without_a_probe_and_bad_signs_is_shared_with_the_input() {
     assert!(Arc::ptr_eq(&judge.effective()[&frontend()], &asked));
 }
 
+#[test]
+fn a_restart_brings_no_dead_real_back_before_its_probes_are_good() {
+    use RealState::{Active, Draining};
+    let applied = OrdMap::unit(frontend(), service(&[Draining, Active, Active, Draining], None, Forward::FullNat));
+    for (kind, expected) in [(Some(probe(2, 3)), "daad"), (None, "aaad")] {
+        let mut judge = Judge::default();
+        judge.adopt(&applied);
+        judge.input(&OrdMap::unit(frontend(), service(&[Active, Active, Active, Draining], kind, Forward::FullNat)));
+        assert_eq!(states(&judge), expected);
+    }
+    let mut judge = Judge::default();
+    judge.adopt(&applied);
+    let active = OrdMap::unit(frontend(), service(&[Active; 4], Some(probe(2, 3)), Forward::FullNat));
+    judge.input(&active);
+    assert_eq!(states(&judge), "daad");
+    good(&mut judge, 0, 2);
+    bad(&mut judge, 3, 3);
+    assert_eq!(states(&judge), "aaad");
+    assert_eq!(why(&judge, 3), "3 probes in a row failed: connection refused");
+    // Only the first Input is compared with what was.
+    judge.input(&OrdMap::new());
+    judge.input(&active);
+    assert_eq!(states(&judge), "aaaa");
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Probe(bool),
