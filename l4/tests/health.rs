@@ -48,9 +48,13 @@ impl Appliance {
             interfaces: vec!["eth0".into()],
             ..Config::default()
         };
+        // The plane itself does not probe: this Health does.
+        let unprobed = |(frontend, service): (&Frontend, &Arc<Service>)| {
+            (*frontend, Arc::new(Service { probe: None, ..Service::clone(service) }))
+        };
         let input = Input {
             generation: 1,
-            services: services.clone(),
+            services: services.iter().map(unprobed).collect(),
             announce: services.keys().map(|frontend| frontend.vip).collect::<OrdSet<_>>(),
         };
         let stop = CancellationToken::new();
