@@ -20,11 +20,12 @@ use tracing::{error, info, warn};
 use crate::{
     announce::Announcer,
     config::{Config, Mode},
+    health::Health,
     input::{Frontend, Input, Refused, Service},
     maps::Maps,
     neighbours::Neighbours,
     network::{Link, Network},
-    report::{Attached, Probes, Report, ServiceCounters},
+    report::{Attached, Report, ServiceCounters},
     stats::Stats,
     tables::Tables,
     xdp,
@@ -43,6 +44,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut plane = Plane::start(&config).await?;
+    let health = Arc::clone(&plane.health);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // What is there already counts as a change: nothing of it was seen yet.
@@ -59,6 +61,7 @@ pub async fn run(
                 // Whoever gave the Inputs is gone: the last one stays.
                 Err(_) => open = false,
             },
+            () = health.changed() => plane.refit().await,
             _ = tick.tick() => plane.tick().await,
         }
         reports.send_replace(Arc::new(plane.report()));
@@ -93,6 +96,9 @@ struct Plane {
     announced: Option<OrdSet<IpAddr>>,
     neighbours: Neighbours,
     attached: Vec<Attached>,
+    health: Arc<Health>,
+    /// The Input that is applied, as it came.
+    input: Arc<Input>,
     generation: u64,
     /// The Input that is applied in part: an apply failed on the way, and is tried again.
     pending: Option<Arc<Input>>,
@@ -133,6 +139,9 @@ impl Plane {
         let neighbours = Neighbours::start(Network::open()?);
         let (add, remove) = reals(&OrdMap::new(), tables.applied());
         neighbours.change(add, remove).await;
+        let interfaces: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
+        let health = Health::start(&config.local_addresses, &interfaces);
+        health.adopt(tables.applied());
         let first = links.into_iter().next().context("no interface to announce on")?;
         let announcer = Announcer::start(network, first, &config.local_addresses).await?;
         Ok(Self {
@@ -141,6 +150,8 @@ impl Plane {
             announced: None,
             neighbours,
             attached,
+            health: Arc::new(health),
+            input: Arc::default(),
             generation: 0,
             pending: None,
             refused: None,
@@ -170,17 +181,38 @@ impl Plane {
             return;
         }
         self.passing.clear();
-        match self.apply(&input, &before).await {
+        let fit = Input { services: self.health.input(&input.services), ..Input::clone(&input) };
+        match self.apply(&Arc::new(fit), &before).await {
             Ok(None) => {
+                self.input = Arc::clone(&input);
                 self.generation = input.generation;
                 self.pending = None;
                 self.refused = None;
             }
-            Ok(Some(refused)) => self.refuse(&input, refused),
+            Ok(Some(refused)) => {
+                self.health.input(&self.input.services);
+                self.refuse(&input, refused);
+            }
             Err(error) => {
                 error!(generation = input.generation, "not applied, tried again in a second: {error:#}");
                 self.passing.push(format!("generation {} is not applied yet: {error:#}", input.generation));
                 self.pending = Some(input);
+            }
+        }
+    }
+
+    /// Other reals are fit than before.
+    async fn refit(&mut self) {
+        // One that is not applied yet is tried again soon, and asks health then.
+        if self.pending.is_none() {
+            let fit = Input { services: self.health.effective(), ..Input::clone(&self.input) };
+            match self.fill(Arc::new(fit)).await {
+                Ok(None) => {}
+                Ok(Some(refused)) => warn!("what is fit was refused: {refused}"),
+                Err(error) => {
+                    error!("not applied, tried again in a second: {error:#}");
+                    self.pending = Some(Arc::clone(&self.input));
+                }
             }
         }
     }
@@ -246,9 +278,10 @@ impl Plane {
             return;
         }
         let began = Instant::now();
+        let health = self.health.report();
         let read = self
-            .with_core(|core| {
-                let counters = core.stats.read(&core.maps, &core.tables, Instant::now())?;
+            .with_core(move |core| {
+                let counters = core.stats.read(&core.maps, &core.tables, health, Instant::now())?;
                 Ok((counters, core.maps.drops()?))
             })
             .await;
@@ -276,15 +309,16 @@ impl Plane {
     }
 
     fn report(&self) -> Report {
+        let health = self.health.report();
         Report {
             generation: self.generation,
             refused: self.refused.clone(),
             attached: self.attached.clone(),
             services: self.counters.clone(),
             drops: self.drops.clone(),
-            fail_open: Vec::new(),
-            probes: Probes::default(),
-            problems: self.standing.iter().chain(&self.passing).cloned().collect(),
+            fail_open: health.fail_open,
+            probes: health.probes,
+            problems: self.standing.iter().chain(&self.passing).chain(&health.problems).cloned().collect(),
         }
     }
 }

@@ -10,9 +10,10 @@ use imbl::{OrdMap, ordmap::DiffItem};
 use tidegate_ebpf::abi::Counters;
 
 use crate::{
+    health,
     input::{Frontend, RealState, Service},
     maps::Maps,
-    report::{Health, RealCounters, ServiceCounters},
+    report::{RealCounters, ServiceCounters},
     tables::Tables,
 };
 
@@ -28,6 +29,7 @@ pub(crate) struct Stats {
     /// By real id and epoch.
     live: HashMap<(u32, u32), u64>,
     walked: Option<Instant>,
+    health: health::Report,
 }
 
 impl Stats {
@@ -36,6 +38,7 @@ impl Stats {
         &mut self,
         maps: &Maps,
         tables: &Tables,
+        health: health::Report,
         now: Instant,
     ) -> anyhow::Result<OrdMap<Frontend, Arc<ServiceCounters>>> {
         let applied = tables.applied().clone();
@@ -56,7 +59,8 @@ impl Stats {
             let Some(placed) = tables.get(frontend) else { continue };
             let counters = maps.service_counters(placed.id)?;
             let drains = service.reals.iter().any(|real| real.state == RealState::Draining);
-            if self.raw.get(frontend) == Some(&counters) && !drains {
+            let same_health = self.health.healths.get(frontend) == health.healths.get(frontend);
+            if self.raw.get(frontend) == Some(&counters) && !drains && same_health {
                 continue;
             }
             let mut reals = Vec::with_capacity(placed.reals.len());
@@ -71,7 +75,7 @@ impl Stats {
                     live: (placed.real.state == RealState::Draining)
                         .then(|| self.live.get(&(placed.id, placed.epoch)).copied())
                         .flatten(),
-                    health: Health::default(),
+                    health: health.of(frontend, service, (placed.real.address, placed.real.port)),
                 });
             }
             let Counters { packets, bytes, flows } = counters;
@@ -81,6 +85,7 @@ impl Stats {
             }
             self.raw.insert(*frontend, counters);
         }
+        self.health = health;
         Ok(self.services.clone())
     }
 

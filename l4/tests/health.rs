@@ -6,7 +6,7 @@ mod lab;
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{Arc, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
@@ -190,11 +190,11 @@ fn a_real_that_refuses_drains_and_is_back_when_it_accepts() {
     }
     let appliance = Appliance::start(&lab, &services);
     for (frontend, service) in &services {
+        let a = SocketAddr::new(service.reals[0].address, 8080).to_string();
+        appliance.until(*frontend, service, &a, Verdict::Up, "");
         let b = SocketAddr::new(service.reals[1].address, 8080).to_string();
         appliance.until(*frontend, service, &b, Verdict::Down, "probes in a row failed: connection refused");
         assert_eq!(appliance.states(*frontend), [RealState::Active, RealState::Draining]);
-        let a = SocketAddr::new(service.reals[0].address, 8080).to_string();
-        appliance.until(*frontend, service, &a, Verdict::Up, "");
         heard.push(serve(&lab.reals[1], &b, &manner));
         appliance.until(*frontend, service, &b, Verdict::Up, "");
         // Shared with the Input again.
@@ -224,6 +224,7 @@ fn an_http_status_decides_and_a_server_that_hangs_is_down() {
     let service = Arc::new(service(http(false), Forward::FullNat, &[a, b]));
     let appliance = Appliance::start(&lab, &OrdMap::unit(frontend, Arc::clone(&service)));
     appliance.until(frontend, &service, a, Verdict::Up, "");
+    appliance.until(frontend, &service, b, Verdict::Up, "");
     let (from, request) = heard.recv_timeout(PATIENCE).unwrap();
     assert!(ours(from), "{from}");
     assert!(request.starts_with("GET /health?deep=1 HTTP/1.1\r\nHost: shop.example\r\n"), "{request}");
@@ -428,4 +429,83 @@ fn a_tunnel_between_families_is_not_probed_and_its_real_stays_in() {
     assert_eq!(appliance.states(frontend), [RealState::Active; 2]);
     let report = appliance.health.report();
     assert!(report.problems.iter().any(|problem| problem.contains("do not cross address families")), "{report:?}");
+}
+
+#[test]
+fn the_plane_sends_new_connections_to_reals_that_answer_their_probes_alone() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = ("10.77.1.1:8080", "10.77.1.2:8080");
+    let manner = Arc::new(Mutex::new(Manner::Answer("HTTP/1.1 503 Oh\r\n\r\n")));
+    let steady = Arc::new(Mutex::new(Manner::Answer("HTTP/1.1 200 OK\r\n\r\n")));
+    let _a = serve(&lab.reals[0], a, &manner);
+    let _b = serve(&lab.reals[1], b, &steady);
+    let frontend = frontend(VIPS[0], Protocol::Tcp);
+    let services = OrdMap::unit(frontend, Arc::new(service(http(false), Forward::FullNat, &[a, b])));
+    let (reports, stop, done) = plane(&lab, services);
+    let until = |verdict: Verdict| {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let report = reports.borrow().clone();
+            let real = report.services.get(&frontend).and_then(|service| service.reals.first());
+            if real.is_some_and(|real| real.health.verdict == verdict) {
+                return report;
+            }
+            assert!(Instant::now() < deadline, "{report:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let get = || {
+        lab.client.run(|| {
+            let mut stream = TcpStream::connect_timeout(&"10.77.100.1:80".parse().unwrap(), PATIENCE).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            line
+        })
+    };
+    let report = until(Verdict::Down);
+    assert!(report.probes.sent > 0 && report.fail_open.is_empty(), "{report:?}");
+    let answers: Vec<String> = (0..32).map(|_| get()).collect();
+    assert!(answers.iter().all(|line| line.contains("200")), "{answers:?}");
+    *manner.lock().unwrap() = Manner::Answer("HTTP/1.1 201 Fine\r\n\r\n");
+    until(Verdict::Up);
+    let deadline = Instant::now() + PATIENCE;
+    while !get().contains("201") {
+        assert!(Instant::now() < deadline, "the real that is back gets nothing");
+    }
+    stop.cancel();
+    done.recv_timeout(PATIENCE).unwrap();
+}
+
+/// The plane as it is, in the appliance.
+fn plane(
+    lab: &Lab,
+    services: OrdMap<Frontend, Arc<Service>>,
+) -> (watch::Receiver<Arc<Report>>, CancellationToken, mpsc::Receiver<()>) {
+    let config = Config {
+        pin_dir: lab.pin_dir.clone(),
+        flows: 4096,
+        local_addresses: LOCALS.iter().map(|local| local.parse().unwrap()).collect(),
+        interfaces: vec!["eth0".into()],
+        ..Config::default()
+    };
+    let announce = services.keys().map(|frontend| frontend.vip).collect::<OrdSet<_>>();
+    let input = Input { generation: 1, services, announce };
+    let (report, reports) = watch::channel(Arc::new(Report::default()));
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    let (ended, done) = mpsc::channel();
+    lab.appliance.run(move || {
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (_input, inputs) = watch::channel(Arc::new(input));
+            runtime.block_on(tidegate_l4::run(config, inputs, report, token)).unwrap();
+            let _ = ended.send(());
+        });
+    });
+    (reports, stop, done)
 }
