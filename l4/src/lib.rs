@@ -14,13 +14,13 @@ pub mod input;
 pub mod report;
 
 // Pure.
-pub mod health;
 pub mod maglev;
 mod regions;
 pub mod tables;
 
 // With the kernel.
 mod announce;
+pub mod health;
 pub mod maps;
 mod neighbours;
 pub mod network;
