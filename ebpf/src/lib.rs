@@ -35,6 +35,7 @@ pub mod layers;
 pub mod link;
 pub mod nat;
 pub mod parse;
+pub mod probe;
 mod quick;
 pub mod replay;
 #[cfg(any(test, feature = "host"))]

@@ -27,6 +27,7 @@ mod drains;
 mod heads;
 pub mod hops;
 mod mapped;
+pub mod health;
 pub mod maps;
 pub mod network;
 mod stats;

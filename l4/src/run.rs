@@ -24,11 +24,12 @@ use crate::{
     config::{Config, Mode},
     drains::Drains,
     hops::{Changes, Hop, Hops},
+    health::{self, Health, Passive},
     input::{Frontend, Input, Refused, Service},
     maps::Maps,
     network::{Link, Network},
     report::{Attached, Drained, Report, ServiceCounters},
-    stats::{Stats, monotonic},
+    stats::{Counted, Stats, monotonic},
     tables::{Moved, Tables, Write},
     xdp,
 };
@@ -51,6 +52,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (mut plane, mut changes) = Plane::start(&config).await?;
+    let health = Arc::clone(&plane.health);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // What is there already counts as a change: nothing of it was seen yet.
@@ -67,6 +69,7 @@ pub async fn run(
                 // Whoever gave the Inputs is gone: the last one stays.
                 Err(_) => open = false,
             },
+            () = health.changed() => plane.refit().await,
             Some(changes) = changes.next() => plane.set_hops(changes).await,
             _ = tick.tick() => {
                 // Before they are believed for another while.
@@ -136,7 +139,7 @@ impl Core {
     }
 
     /// Moves what became due, and counts.
-    fn tick(&mut self) -> anyhow::Result<Seen> {
+    fn tick(&mut self, health: health::Report) -> anyhow::Result<Seen> {
         let now = Instant::now();
         let clock = self.beat()?;
         let wanted = self.drains.waiting()
@@ -156,10 +159,16 @@ impl Core {
         let way = |address| hop(hops.get(&address));
         self.maps.settle_heads();
         let settled = self.with_writes(|tables, write| tables.settle(monotonic(), fresh, &way, write));
-        let counters = self.stats.read(&self.maps, &self.tables, census.as_ref());
+        let Counted { services, passives } = self.stats.read(&self.maps, &self.tables, census.as_ref(), health);
         self.census = census;
         settled?;
-        Ok(Seen { counters, drops: self.maps.drops()?, moves: self.tables.moved(), drains: self.drains.ended() })
+        Ok(Seen {
+            counters: services,
+            passive: passives,
+            drops: self.maps.drops()?,
+            moves: self.tables.moved(),
+            drains: self.drains.ended(),
+        })
     }
 }
 
@@ -167,6 +176,7 @@ impl Core {
 #[derive(Default)]
 struct Seen {
     counters: OrdMap<Frontend, Arc<ServiceCounters>>,
+    passive: Vec<(Frontend, (IpAddr, u16), Passive)>,
     drops: Vec<(&'static str, u64)>,
     moves: Moved,
     drains: Vec<Drained>,
@@ -191,6 +201,9 @@ struct Plane {
     announced: Option<OrdSet<IpAddr>>,
     hops: Hops,
     attached: Vec<Attached>,
+    health: Arc<Health>,
+    /// The Input that is applied, as it came.
+    input: Arc<Input>,
     generation: u64,
     /// The Input that is applied in part: an apply failed on the way, and is tried again.
     pending: Option<Arc<Input>>,
@@ -238,6 +251,9 @@ impl Plane {
         // What an earlier process knew of the way to them may be long past.
         core.set_hops(add.into_iter().map(|address| (address, hops.get(&address))))?;
         core.beat()?;
+        let interfaces: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
+        let health = Health::start(&config.local_addresses, &interfaces);
+        health.adopt(core.tables.applied());
         let announcer = Announcer::start(network, first, &config.local_addresses).await?;
         let plane = Self {
             core: Some(core),
@@ -245,6 +261,8 @@ impl Plane {
             announced: None,
             hops,
             attached,
+            health: Arc::new(health),
+            input: Arc::default(),
             generation: 0,
             pending: None,
             refused: None,
@@ -274,8 +292,10 @@ impl Plane {
             return;
         }
         self.passing.clear();
-        match self.apply(&input, &before).await {
+        let fit = Input { services: self.health.input(&input.services), ..Input::clone(&input) };
+        match self.apply(&Arc::new(fit), &before).await {
             Ok(None) => {
+                self.input = Arc::clone(&input);
                 self.generation = input.generation;
                 self.pending = None;
                 self.refused = None;
@@ -283,12 +303,29 @@ impl Plane {
             Ok(Some(refused)) => {
                 // Room comes back as flows end.
                 self.pending = matches!(refused, Refused::Full { .. }).then(|| Arc::clone(&input));
+                self.health.input(&self.input.services);
                 self.refuse(&input, refused);
             }
             Err(error) => {
                 error!(generation = input.generation, "not applied, tried again in a second: {error:#}");
                 self.passing.push(format!("generation {} is not applied yet: {error:#}", input.generation));
                 self.pending = Some(input);
+            }
+        }
+    }
+
+    /// Other reals are fit than before.
+    async fn refit(&mut self) {
+        // One that is not applied yet is tried again soon, and asks health then.
+        if self.pending.is_none() {
+            let fit = Input { services: self.health.effective(), ..Input::clone(&self.input) };
+            match self.fill(Arc::new(fit)).await {
+                Ok(None) => {}
+                Ok(Some(refused)) => warn!("what is fit was refused: {refused}"),
+                Err(error) => {
+                    error!("not applied, tried again in a second: {error:#}");
+                    self.pending = Some(Arc::clone(&self.input));
+                }
             }
         }
     }
@@ -359,8 +396,12 @@ impl Plane {
             return;
         }
         let began = Instant::now();
-        match self.with_core(Core::tick).await {
-            Ok(seen) => self.seen = seen,
+        let health = self.health.report();
+        match self.with_core(move |core| core.tick(health)).await {
+            Ok(seen) => {
+                self.health.passive(seen.passive.iter().cloned());
+                self.seen = seen;
+            }
             Err(error) => warn!("what goes on could not be counted or settled: {error:#}"),
         }
         self.count_next = Instant::now() + began.elapsed() * REST;
@@ -383,6 +424,7 @@ impl Plane {
     }
 
     fn report(&self) -> Report {
+        let health = self.health.report();
         Report {
             generation: self.generation,
             refused: self.refused.clone(),
@@ -391,7 +433,9 @@ impl Plane {
             drops: self.seen.drops.clone(),
             moves: self.seen.moves,
             drains: self.seen.drains.clone(),
-            problems: self.standing.iter().chain(&self.passing).cloned().collect(),
+            fail_open: health.fail_open,
+            probes: health.probes,
+            problems: self.standing.iter().chain(&self.passing).chain(&health.problems).cloned().collect(),
         }
     }
 }
