@@ -8,6 +8,7 @@ mod dns_load;
 mod events;
 mod figures;
 mod l7;
+mod lvs;
 mod machine;
 mod peers;
 mod server;
@@ -77,13 +78,23 @@ enum Serve {
     ServeDns { address: SocketAddr, names: usize },
     #[command(hide = true)]
     ServeL7 { address: SocketAddr, upstream: SocketAddr },
+    /// Checks how many instructions each path of the balancer takes against `budget.toml`.
+    Budgets {
+        /// Write the figures of now into it.
+        #[arg(long)]
+        update: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
+    if std::process::id() == 1 {
+        return lvs::guest();
+    }
     let arguments = Arguments::parse();
     match arguments.serve {
         Some(Serve::ServeDns { address, names }) => return dns::serve(address, names),
         Some(Serve::ServeL7 { address, upstream }) => return l7::serve(address, upstream),
+        Some(Serve::Budgets { update }) => return lvs::budgets(update),
         None => {}
     }
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == arguments.what) else {

@@ -1,4 +1,4 @@
-//! Builds the XDP object with the same compiler as everything else.
+//! Builds the XDP objects with the same compiler as everything else.
 //!
 //! bpf-linker links LLVM bitcode, so it must be built against the LLVM of the compiler that wrote the bitcode: it is
 //! installed once per toolchain, under `target/tools`, from the library that rustc itself runs on.
@@ -20,14 +20,20 @@ const LINKER_VERSION: &str = "0.13";
 const LLVM_FEATURE: &str = "llvm-22";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Builds `target/ebpf/balancer.o` when it is older than what it is made from.
+/// The binaries of the room `ebpf`, each of which becomes an object.
+const BINS: &[&str] = &["balancer", "generator"];
+
+/// Builds `target/ebpf/<bin>.o` when one is older than what they are made from.
 pub(crate) fn build() -> anyhow::Result<()> {
     let root = workspace()?;
-    let object = root.join("target/ebpf/balancer.o");
-    if let Some(built) = modified(&object)
-        && sources(&root)?.iter().all(|source| modified(source).is_some_and(|changed| changed <= built))
-    {
-        println!("ebpf: {} is up to date", object.display());
+    let folder = root.join("target/ebpf");
+    let sources = sources(&root)?;
+    let fresh = |bin: &&str| {
+        let built = modified(&object(&folder, bin));
+        built.is_some_and(|built| sources.iter().all(|source| modified(source).is_some_and(|changed| changed <= built)))
+    };
+    if BINS.iter().all(|bin| fresh(bin)) {
+        println!("ebpf: {} in {} are up to date", BINS.join(" and "), folder.display());
         return Ok(());
     }
     rust_src()?;
@@ -37,7 +43,8 @@ pub(crate) fn build() -> anyhow::Result<()> {
     let flags = [format!("-Clinker={}", linker.display()), "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()];
     let status = Command::new(cargo())
         .current_dir(&root)
-        .args(["build", "--package", "tidegate-ebpf", "--bin", "balancer", "--features", "kernel", "--release"])
+        .args(["build", "--package", "tidegate-ebpf", "--features", "kernel", "--release"])
+        .args(BINS.iter().flat_map(|bin| ["--bin", bin]))
         .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
         .arg(&build_dir)
         // The pinned stable compiler may build `core` for the BPF target only when it is told that this is fine.
@@ -53,14 +60,20 @@ pub(crate) fn build() -> anyhow::Result<()> {
         .status()
         .context("starting cargo to build the XDP programs")?;
     ensure!(status.success(), "the XDP programs did not build (see above)");
-    let built = build_dir.join(TARGET).join("release/balancer");
-    fs::create_dir_all(object.parent().expect("the object has a folder")).context("making target/ebpf")?;
-    // By a rename, so that nobody embeds half a file.
-    let part = object.with_extension("part");
-    fs::copy(&built, &part).with_context(|| format!("copying {}", built.display()))?;
-    fs::rename(&part, &object).with_context(|| format!("putting {} in place", object.display()))?;
-    println!("ebpf: {}", object.display());
+    fs::create_dir_all(&folder).context("making target/ebpf")?;
+    for bin in BINS {
+        let (built, object) = (build_dir.join(TARGET).join("release").join(bin), object(&folder, bin));
+        // By a rename, so that nobody embeds half a file.
+        let part = object.with_extension("part");
+        fs::copy(&built, &part).with_context(|| format!("copying {}", built.display()))?;
+        fs::rename(&part, &object).with_context(|| format!("putting {} in place", object.display()))?;
+        println!("ebpf: {}", object.display());
+    }
     Ok(())
+}
+
+fn object(folder: &Path, bin: &str) -> PathBuf {
+    folder.join(bin).with_extension("o")
 }
 
 fn workspace() -> anyhow::Result<PathBuf> {
@@ -76,7 +89,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// All that the object is made from.
+/// All that the objects are made from.
 fn sources(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> =
         ["ebpf/Cargo.toml", "rust-toolchain.toml", "xtask/src/ebpf.rs"].iter().map(|name| root.join(name)).collect();
