@@ -29,6 +29,7 @@ const BENCHES: &[Bench] = &[
     Bench { name: "events", about: "a Marathon event until the first answer that obeys it", run: events::run },
     Bench { name: "l7", about: "requests through the proxy, beside nginx and haproxy", run: l7::run },
     Bench { name: "dns", about: "answers of the DNS plane, beside knot, nsd and gdnsd", run: dns::run },
+    Bench { name: "lvs", about: "instructions of a packet, beside IPVS and nft in one guest", run: lvs::run },
 ];
 
 struct Bench {

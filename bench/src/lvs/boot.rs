@@ -50,7 +50,8 @@ pub(super) fn boot(
     let console = Guest(child).console(patience)?;
     let log = cache.join(format!("console-{}.log", kernel.release));
     fs::write(&log, console.join("\n")).with_context(|| format!("writing {}", log.display()))?;
-    said::listen(console.iter().map(String::as_str)).with_context(|| format!("Linux {} ({})", kernel.release, log.display()))
+    said::listen(console.iter().map(String::as_str))
+        .with_context(|| format!("Linux {} ({})", kernel.release, log.display()))
 }
 
 /// The kernel's command line.

@@ -20,7 +20,8 @@ const TOOLS: [&str; 4] = ["ip", "ethtool", "nft", "ipvsadm"];
 
 /// Of `veth` alone the balancer has need; the rest is for its peers.
 pub(super) const BALANCER_MODULES: &[&str] = &["veth"];
-pub(super) const PEER_MODULES: &[&str] = &["veth", "dummy", "ip_vs", "ip_vs_rr", "ip_tunnel", "nft_chain_nat", "nft_hash"];
+pub(super) const PEER_MODULES: &[&str] =
+    &["veth", "dummy", "ip_vs", "ip_vs_rr", "ip_tunnel", "nft_chain_nat", "nft_nat", "nft_hash"];
 
 pub(super) fn build(kernel: &Kernel, modules: &[&str]) -> anyhow::Result<Vec<u8>> {
     let mut archive = Archive::default();

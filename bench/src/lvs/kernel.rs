@@ -35,7 +35,9 @@ impl Kernel {
         }
         releases.sort_by(|a, b| natural(a, b));
         let newest = releases.last().with_context(|| {
-            format!("apt knows no {PREFIX}{series}.*{SUFFIX}: `apt-get update`, or add bookworm-security to its sources")
+            format!(
+                "apt knows no {PREFIX}{series}.*{SUFFIX}: `apt-get update`, or add bookworm-security to its sources"
+            )
         })?;
         Self::of(cache, newest)
     }

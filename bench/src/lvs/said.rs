@@ -10,15 +10,29 @@ const MARK: &str = "@tidegate ";
 #[serde(tag = "said", rename_all = "kebab-case")]
 pub(super) enum Said {
     /// A fact for the reader.
-    Note { text: String },
+    Note {
+        text: String,
+    },
     /// Instructions of one run of the balancer, without those that running an empty program takes.
-    Path { name: String, instructions: i64 },
+    Path {
+        name: String,
+        instructions: i64,
+    },
     /// Instructions of a packet from being made to being gone.
-    Packet { contender: String, load: String, instructions: i64 },
+    Packet {
+        contender: String,
+        load: String,
+        instructions: i64,
+    },
     /// A contender or path that is not there, and why.
-    Missing { what: String, why: String },
+    Missing {
+        what: String,
+        why: String,
+    },
     /// Nothing follows.
-    Failed { why: String },
+    Failed {
+        why: String,
+    },
     Done,
 }
 

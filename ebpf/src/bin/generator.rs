@@ -71,6 +71,12 @@ fn sink(_context: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
+/// Sends packets back as they came: the way through both ends of a cable, without anybody's thinking.
+#[xdp]
+fn reflect(_context: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
 /// Where the packets end that are looked at.
 #[xdp]
 fn catch(context: XdpContext) -> u32 {

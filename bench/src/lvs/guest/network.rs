@@ -18,17 +18,14 @@ pub(in crate::lvs) const VIP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0x
 pub(in crate::lvs) const VIP_PORT: u16 = 80;
 pub(in crate::lvs) const REALS_V4: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 77, 1, 1)), IpAddr::V4(Ipv4Addr::new(10, 77, 1, 2))];
-pub(in crate::lvs) const REALS_V6: [IpAddr; 2] = [
-    IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 1, 0, 0, 0, 0, 1)),
-    IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 1, 0, 0, 0, 0, 2)),
-];
+pub(in crate::lvs) const REALS_V6: [IpAddr; 2] =
+    [IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 1, 0, 0, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 1, 0, 0, 0, 0, 2))];
 pub(in crate::lvs) const REAL_PORT: u16 = 8080;
 /// Where our own connections to the reals come from.
 pub(in crate::lvs) const LOCALS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 77, 101, 1)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0x101, 0, 0, 0, 0, 1))];
 
 pub(super) const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-pub(super) const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc];
 pub(super) const REAL_MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
 
 pub(super) fn lay_out() -> anyhow::Result<()> {

@@ -1,14 +1,14 @@
 //! How many instructions the balancer runs for a packet on each of its paths: one packet, one run, one figure.
 
 use anyhow::{Context, ensure};
-use aya::{
-    TestRun, TestRunOptions,
-    programs::Xdp,
-};
+use aya::{TestRun, TestRunOptions, programs::Xdp};
 use tidegate_ebpf::frames::Build;
 use tidegate_l4::Forward;
 
-use super::{network::{VIP_V4, VIP_V6}, traffic::{Shape, Traffic}};
+use super::{
+    network::{VIP_V4, VIP_V6},
+    traffic::{Shape, Traffic},
+};
 use crate::{
     figures::median,
     lvs::{ours::Ours, said::Said},
@@ -27,11 +27,13 @@ pub(super) fn measure() -> anyhow::Result<()> {
         let mut ours = Ours::load()?;
         if forward == Forward::FullNat {
             let (verified, jited) = ours.size()?;
-            Said::Note { text: format!("the verifier took the balancer: {verified} instructions, {jited} bytes") }.say();
+            Said::Note { text: format!("the verifier took the balancer: {verified} instructions, {jited} bytes") }
+                .say();
         }
         ours.serve(forward)?;
         if forward == Forward::FullNat {
-            gauge.path("not a VIP", ours.program()?, Return::Pass, |_| frame("tcp 10.78.0.1:1024 > 10.77.200.1:80 A"))?;
+            gauge
+                .path("not a VIP", ours.program()?, Return::Pass, |_| frame("tcp 10.78.0.1:1024 > 10.77.200.1:80 A"))?;
         }
         for (family, client, vip) in [("4", "10.78.0.1", VIP_V4.to_string()), ("6", "[fd78::1]", format!("[{VIP_V6}]"))]
         {
@@ -79,13 +81,7 @@ struct Gauge {
 }
 
 impl Gauge {
-    fn path(
-        &self,
-        name: &str,
-        program: &Xdp,
-        expected: Return,
-        packet: impl Fn(u16) -> Vec<u8>,
-    ) -> anyhow::Result<()> {
+    fn path(&self, name: &str, program: &Xdp, expected: Return, packet: impl Fn(u16) -> Vec<u8>) -> anyhow::Result<()> {
         let (instructions, returned) = self.runs(program, packet)?;
         ensure!(returned == expected, "{name}: the balancer should have said {expected:?}, but said {returned:?}");
         Said::Path { name: name.to_owned(), instructions }.say();

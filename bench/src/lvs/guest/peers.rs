@@ -1,22 +1,22 @@
 //! Ours, IPVS and nft in turns at the same end of the same cable, with packets from the same generator.
 //!
-//! What each takes for a packet is counted from making the packet to its end. The host subtracts what it takes when the
-//! packet is dropped as soon as it is through the cable ([`BASE`]).
+//! What each takes for a packet is counted from making the packet to its end. The host subtracts what the way takes
+//! without anybody's thinking: to the end of the cable ([`DROP`]) for those that send elsewhere, and back through it
+//! ([`REFLECT`]) for those that send back.
 
-use anyhow::Context;
-use aya::programs::xdp::XdpLink;
+use std::{fs, thread, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
 use tidegate_ebpf::frames::Build;
 use tidegate_l4::Forward;
 
 use super::{
-    network::{INSIDE, OUTSIDE, run, set},
+    network::{INSIDE, INSIDE_MAC, OUTSIDE, ip, run, set},
     traffic::{Flows, Shape, Traffic, attach, without_a_program},
 };
-use crate::lvs::{BASE, LOADS, ours::Ours, said::Said};
+use crate::lvs::{ANSWERS, DROP, LOADS, REFLECT, ours::Ours, said::Said};
 
-/// A client's packet, in 64 bytes: IPVS takes UDP in the middle of nowhere, but no TCP without its SYN.
-const PACKET: &str = "udp 10.78.0.1:1024 > 10.77.100.1:80 +22";
-/// Where new flows begin: none of them was seen among the fixed ones.
+/// New flows begin at a multiple: none of them was seen before.
 const FRESH: u64 = 1 << 20;
 
 /// Who has a turn: a name, how to set it up and take it away, and what it should make of a packet.
@@ -30,11 +30,15 @@ struct Contender {
 
 const IPVS_GONE: &[(&str, &str)] = &[("ipvsadm", "-C"), ("ip", "addr del 10.77.100.1/32 dev l0")];
 
+const OURS: [(&str, Forward); 3] =
+    [("ours full NAT", Forward::FullNat), ("ours direct", Forward::Direct), ("ours IP in IP", Forward::IpIp)];
+
 const PEERS: [Contender; 5] = [
     Contender {
         name: "IPVS NAT",
         set_up: &[
             ("ip", "addr add 10.77.100.1/32 dev l0"),
+            ("ipvsadm", "--set 30 30 30"),
             ("ipvsadm", "-A -u 10.77.100.1:80 -s rr"),
             ("ipvsadm", "-a -u 10.77.100.1:80 -r 10.77.1.1:8080 -m"),
             ("ipvsadm", "-a -u 10.77.100.1:80 -r 10.77.1.2:8080 -m"),
@@ -47,6 +51,7 @@ const PEERS: [Contender; 5] = [
         name: "IPVS DR",
         set_up: &[
             ("ip", "addr add 10.77.100.1/32 dev l0"),
+            ("ipvsadm", "--set 30 30 30"),
             ("ipvsadm", "-A -u 10.77.100.1:80 -s rr"),
             ("ipvsadm", "-a -u 10.77.100.1:80 -r 10.77.1.1:80 -g"),
             ("ipvsadm", "-a -u 10.77.100.1:80 -r 10.77.1.2:80 -g"),
@@ -59,6 +64,7 @@ const PEERS: [Contender; 5] = [
         name: "IPVS TUN",
         set_up: &[
             ("ip", "addr add 10.77.100.1/32 dev l0"),
+            ("ipvsadm", "--set 30 30 30"),
             ("ipvsadm", "-A -u 10.77.100.1:80 -s rr"),
             ("ipvsadm", "-a -u 10.77.100.1:80 -r 10.77.1.1:80 -i"),
             ("ipvsadm", "-a -u 10.77.100.1:80 -r 10.77.1.2:80 -i"),
@@ -85,84 +91,143 @@ const PEERS: [Contender; 5] = [
     Contender {
         name: "forwarding",
         set_up: &[("ip", "route add 10.77.100.1/32 via 10.77.1.1")],
-        take_away: &[("ip", "route del 10.77.100.1/32 via 10.77.1.1")],
+        take_away: &[],
         shape: Shape::Direct,
         answers: false,
     },
 ];
 
 pub(super) fn measure(packets: u32) -> anyhow::Result<()> {
-    let mut traffic = Traffic::open()?;
-    let packet = PACKET.parse::<Build>().expect("a frame's text is well formed").bytes();
+    let mut rig = Rig { traffic: Traffic::open()?, packets, turns: 0 };
     {
-        let _drop = traffic.sink(INSIDE)?;
-        measure_loads(&mut traffic, BASE, &packet, packets)?;
+        let _drop = rig.traffic.sink(INSIDE)?;
+        rig.measure(DROP)?;
     }
-    for (name, forward) in
-        [("ours full NAT", Forward::FullNat), ("ours direct", Forward::Direct), ("ours IP in IP", Forward::IpIp)]
     {
+        let _back = rig.traffic.reflect(INSIDE)?;
+        let _sink = rig.traffic.sink(OUTSIDE)?;
+        rig.measure(REFLECT)?;
+    }
+    for (name, forward) in OURS {
         let mut ours = Ours::load()?;
         ours.serve(forward)?;
         let _link = attach(ours.program()?, INSIDE)?;
-        turn(&mut traffic, name, Shape::of(forward), forward == Forward::FullNat, &packet, packets)?;
+        rig.turn(name, Shape::of(forward), forward == Forward::FullNat, WayOut::Cable)?;
     }
     without_a_program()?;
+    ip(OUT_DEVICE)?;
     // A table of connections that is full would be emptied in the middle of a turn.
     set("net/netfilter/nf_conntrack_max", "1048576")?;
     set("net/netfilter/nf_conntrack_buckets", "262144")?;
     for peer in &PEERS {
         peer.set_up.iter().try_for_each(|(program, line)| run(program, line))?;
-        turn(&mut traffic, peer.name, peer.shape, peer.answers, &packet, packets).context(peer.name)?;
+        rig.turn(peer.name, peer.shape, peer.answers, WayOut::Device).context(peer.name)?;
         peer.take_away.iter().try_for_each(|(program, line)| run(program, line))?;
+        forgotten()?;
     }
     Ok(())
 }
 
-fn turn(
-    traffic: &mut Traffic,
-    name: &str,
-    shape: Shape,
-    answers: bool,
-    packet: &[u8],
+/// Where packets go while they are counted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum WayOut {
+    /// Back where they came from, as XDP sends them. What that takes is known ([`REFLECT`]).
+    Cable,
+    /// Into a device that forgets them, which is the cheapest that the kernel has. Were it the cable, its far end would
+    /// have to make of the kernel's buffers what XDP takes, copying those of tunnels.
+    Device,
+}
+
+const OUT_DEVICE: &str = "link add s0 type dummy
+    link set s0 addrgenmode none up
+    neigh add 10.77.1.1 lladdr 02:00:00:00:01:01 dev s0 nud permanent
+    neigh add 10.77.1.2 lladdr 02:00:00:00:01:02 dev s0 nud permanent
+    neigh add 10.77.100.1 lladdr 02:00:00:00:01:01 dev s0 nud permanent
+    neigh add 10.78.0.1 lladdr 02:00:00:00:00:0c dev s0 nud permanent";
+/// To reals, to a VIP that is none of this machine's, and to clients.
+const TO_DEVICE: &str = "route add 10.77.1.0/24 dev s0
+    route replace 10.77.100.1/32 dev s0
+    route replace 10.78.0.0/16 dev s0";
+const TO_CABLE: &str = "route del 10.77.1.0/24 dev s0
+    route del 10.77.100.1/32 dev s0
+    route replace 10.78.0.0/16 via 10.77.0.10 dev l0";
+
+struct Rig {
+    traffic: Traffic,
     packets: u32,
-) -> anyhow::Result<()> {
-    let caught = traffic.catch(packet)?;
-    if let Err(why) = shape.check(&caught) {
-        Said::Missing { what: name.to_owned(), why }.say();
-        return Ok(());
-    }
-    let _sink: XdpLink = traffic.sink(OUTSIDE)?;
-    measure_loads(traffic, name, packet, packets)?;
-    if answers {
-        drop(_sink);
-        let answer = answer(&caught)?;
-        Shape::Answer.check(&traffic.catch(&answer)?).map_err(|why| anyhow::anyhow!("the answer: {why}"))?;
-        let _sink = traffic.sink(OUTSIDE)?;
-        let instructions = traffic.send(&answer, Flows::Fixed(1), packets)?;
-        Said::Packet { contender: name.to_owned(), load: "answers".to_owned(), instructions }.say();
-    }
-    Ok(())
+    turns: u64,
 }
 
-fn measure_loads(traffic: &mut Traffic, name: &str, packet: &[u8], packets: u32) -> anyhow::Result<()> {
-    for load in LOADS {
-        let flows = match load.flows {
-            Some(flows) => {
-                // Not the first packets of these flows.
-                traffic.send(packet, Flows::Fixed(flows), u32::try_from(flows)?.max(256))?;
-                Flows::Fixed(flows)
-            }
-            None => Flows::New(FRESH),
-        };
-        let instructions = traffic.send(packet, flows, packets)?;
-        Said::Packet { contender: name.to_owned(), load: load.name.to_owned(), instructions }.say();
+impl Rig {
+    fn turn(&mut self, name: &str, shape: Shape, answers: bool, way_out: WayOut) -> anyhow::Result<()> {
+        self.turns += 1;
+        let caught = self.traffic.catch(&self.packet())?;
+        if let Err(why) = shape.check(&caught) {
+            Said::Missing { what: name.to_owned(), why }.say();
+            return Ok(());
+        }
+        let answer = if answers { Some(answer(&caught)?) } else { None };
+        if let Some(answer) = &answer {
+            Shape::Answer.check(&self.traffic.catch(answer)?).map_err(|why| anyhow!("the answer: {why}"))?;
+        }
+        let _sink = self.traffic.sink(OUTSIDE)?;
+        if way_out == WayOut::Device {
+            ip(TO_DEVICE)?;
+        }
+        self.measure(name)?;
+        if let Some(answer) = &answer {
+            let instructions = self.traffic.send(answer, Flows::Fixed(1), self.packets)?;
+            Said::Packet { contender: name.to_owned(), load: ANSWERS.to_owned(), instructions }.say();
+        }
+        if way_out == WayOut::Device {
+            ip(TO_CABLE)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn measure(&mut self, name: &str) -> anyhow::Result<()> {
+        let packet = self.packet();
+        for load in LOADS {
+            let flows = match load.flows {
+                Some(flows) => {
+                    // Not the first packets of these flows.
+                    self.traffic.send(&packet, Flows::Fixed(flows), u32::try_from(flows)?.max(256))?;
+                    Flows::Fixed(flows)
+                }
+                None => Flows::New(FRESH * (1 + self.turns)),
+            };
+            let instructions = self.traffic.send(&packet, flows, self.packets)?;
+            Said::Packet { contender: name.to_owned(), load: load.name.to_owned(), instructions }.say();
+        }
+        Ok(())
+    }
+
+    /// A client's, in 64 bytes, of ports that no other turn uses: IPVS remembers flows beyond the service's end.
+    /// UDP, since IPVS takes no TCP in the middle of a connection.
+    fn packet(&self) -> Vec<u8> {
+        let port = 1024 + 2000 * self.turns;
+        let text = format!("udp 10.78.0.1:{port} > 10.77.100.1:80 +22");
+        text.parse::<Build>().expect("a frame's text is well formed").bytes()
+    }
+}
+
+/// Waits until neither table of connections holds anything of the last turn. The guest's clock flies while it waits.
+fn forgotten() -> anyhow::Result<()> {
+    for _ in 0..600 {
+        let ipvs = fs::read_to_string("/proc/net/ip_vs_conn").context("reading IPVS's connections")?;
+        let tracked = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").context("reading a count")?;
+        // The first three lines are the table's head.
+        if ipvs.lines().count() <= 3 && tracked.trim() == "0" {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    bail!("connections of the last turn are still remembered")
 }
 
 fn answer(sent: &[u8]) -> anyhow::Result<Vec<u8>> {
     let sent = Build::read(sent).context("what was caught has a wrong checksum")?;
     let (source, destination) = (sent.destination, sent.source);
-    let (source_mac, destination_mac) = (sent.destination_mac, super::network::INSIDE_MAC);
+    let (source_mac, destination_mac) = (sent.destination_mac, INSIDE_MAC);
     Ok(Build { source, destination, source_mac, destination_mac, ttl: 64, ..sent }.bytes())
 }

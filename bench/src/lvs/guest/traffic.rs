@@ -61,6 +61,11 @@ impl Traffic {
         attach(self.program("sink")?, device)
     }
 
+    /// Sends back what comes by a device while the link lives.
+    pub(super) fn reflect(&mut self, device: &str) -> anyhow::Result<XdpLink> {
+        attach(self.program("reflect")?, device)
+    }
+
     /// What comes out of the cable when one packet is sent in.
     pub(super) fn catch(&mut self, packet: &[u8]) -> anyhow::Result<Vec<u8>> {
         self.caught.set(0, [0; 8], 0).context("emptying the catch")?;
