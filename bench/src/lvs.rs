@@ -22,12 +22,7 @@ use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 
-use self::{
-    budget::Budget,
-    image::{BALANCER_MODULES, PEER_MODULES},
-    kernel::Kernel,
-    said::Said,
-};
+use self::{budget::Budget, kernel::Kernel, said::Said};
 use crate::{
     Settings,
     figures::{Better, Outcome, Row},
@@ -84,7 +79,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     let count = if settings.quick { 10_000 } else { 100_000 };
     eprintln!("booting Linux {} for {count} packets of each kind ...", kernel.release);
     let work = format!("{}:{count}", guest::PEERS);
-    let said = boot::boot(&cache, &kernel, PEER_MODULES, &work, Duration::from_secs(1800))?;
+    let said = boot::boot(&cache, &kernel, &image::PEERS, &work, Duration::from_secs(1800))?;
     let packets = packets_of(&said);
     let mut outcome = Outcome { rows: rows(&packets), ..Outcome::default() };
     outcome.notes.push(format!("in a guest with Linux {} whose clock counts instructions", kernel.release));
@@ -150,7 +145,7 @@ pub(crate) fn budgets(update: bool) -> anyhow::Result<()> {
         let wanted = (series == MEASURED).then_some(budget.kernel.as_str());
         let kernel = Kernel::fetch(&cache, series, wanted)?;
         eprintln!("booting Linux {} ...", kernel.release);
-        let said = boot::boot(&cache, &kernel, BALANCER_MODULES, guest::PATHS, patience)?;
+        let said = boot::boot(&cache, &kernel, &image::BALANCER, guest::PATHS, patience)?;
         println!("Linux {}:", kernel.release);
         tell(&said);
         let paths = budget::paths(&said);
@@ -161,6 +156,7 @@ pub(crate) fn budgets(update: bool) -> anyhow::Result<()> {
         println!("{}", budget.table(&paths));
         if update {
             budget.renewed(&kernel.release, paths).write()?;
+            println!("the budget is now what was measured");
             continue;
         }
         if kernel.release != budget.kernel {

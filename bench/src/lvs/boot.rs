@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 
 use super::{
     guest::WORK,
-    image::{self, INIT},
+    image::{self, INIT, Outfit},
     kernel::Kernel,
     said::{self, Said},
 };
@@ -26,12 +26,12 @@ const QEMU: &str = "qemu-system-x86_64";
 pub(super) fn boot(
     cache: &Path,
     kernel: &Kernel,
-    modules: &[&str],
+    outfit: &Outfit,
     work: &str,
     patience: Duration,
 ) -> anyhow::Result<Vec<Said>> {
     let initrd = tempfile::NamedTempFile::new_in(cache).context("making a file for the guest's file system")?;
-    fs::write(initrd.path(), image::build(kernel, modules)?).context("writing the guest's file system")?;
+    fs::write(initrd.path(), image::build(kernel, outfit)?).context("writing the guest's file system")?;
     let mut command = Command::new(QEMU);
     command
         // `sleep=off`: while the guest has nothing to do its clock jumps ahead, and nobody waits.

@@ -15,15 +15,23 @@ pub(super) const INIT: &str = "/tidegate-bench";
 /// Lists the modules to load, in order, a file a line.
 pub(super) const MODULES: &str = "/modules/list";
 
-/// What the guest calls, of the host's: the peers' own tools, and those that lay out links.
-const TOOLS: [&str; 4] = ["ip", "ethtool", "nft", "ipvsadm"];
+/// What a guest can do.
+#[derive(Debug)]
+pub(super) struct Outfit {
+    modules: &'static [&'static str],
+    /// The host's, whatever its version.
+    tools: &'static [&'static str],
+}
 
-/// Of `veth` alone the balancer has need; the rest is for its peers.
-pub(super) const BALANCER_MODULES: &[&str] = &["veth"];
-pub(super) const PEER_MODULES: &[&str] =
-    &["veth", "dummy", "ip_vs", "ip_vs_rr", "ip_tunnel", "nft_chain_nat", "nft_nat", "nft_hash"];
+/// All that the balancer needs.
+pub(super) const BALANCER: Outfit = Outfit { modules: &["veth"], tools: &["ip"] };
+/// And what its peers need.
+pub(super) const PEERS: Outfit = Outfit {
+    modules: &["veth", "dummy", "ip_vs", "ip_vs_rr", "ip_tunnel", "nft_chain_nat", "nft_nat", "nft_hash"],
+    tools: &["ip", "ethtool", "nft", "ipvsadm"],
+};
 
-pub(super) fn build(kernel: &Kernel, modules: &[&str]) -> anyhow::Result<Vec<u8>> {
+pub(super) fn build(kernel: &Kernel, outfit: &Outfit) -> anyhow::Result<Vec<u8>> {
     let mut archive = Archive::default();
     for folder in ["proc", "sys", "dev", "tmp", "run"] {
         archive.folder(folder);
@@ -31,7 +39,7 @@ pub(super) fn build(kernel: &Kernel, modules: &[&str]) -> anyhow::Result<Vec<u8>
     let own = env::current_exe().context("asking for this program's path")?;
     archive.file(INIT, &stripped(&own)?);
     let mut libraries = needed(&own)?;
-    for tool in TOOLS {
+    for tool in outfit.tools {
         let path = find(tool)?;
         archive.file(&format!("/usr/sbin/{tool}"), &read(&path)?);
         libraries.extend(needed(&path)?);
@@ -42,7 +50,7 @@ pub(super) fn build(kernel: &Kernel, modules: &[&str]) -> anyhow::Result<Vec<u8>
         archive.file(&library.to_string_lossy(), &read(&library)?);
     }
     let mut list = String::new();
-    for module in kernel.modules(modules)? {
+    for module in kernel.modules(outfit.modules)? {
         let name = module.file_name().context("a module has no name")?.to_string_lossy();
         let path = format!("/modules/{name}");
         archive.file(&path, &read(&module)?);

@@ -1,13 +1,13 @@
 //! How many instructions the balancer runs for a packet on each of its paths: one packet, one run, one figure.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use aya::{TestRun, TestRunOptions, programs::Xdp};
 use tidegate_ebpf::frames::Build;
 use tidegate_l4::Forward;
 
 use super::{
-    network::{VIP_V4, VIP_V6},
-    traffic::{Shape, Traffic},
+    network::{INSIDE, VIP_V4, VIP_V6},
+    traffic::{Shape, Traffic, answer, attach},
 };
 use crate::{
     figures::median,
@@ -35,6 +35,7 @@ pub(super) fn measure() -> anyhow::Result<()> {
             gauge
                 .path("not a VIP", ours.program()?, Return::Pass, |_| frame("tcp 10.78.0.1:1024 > 10.77.200.1:80 A"))?;
         }
+        let mut missing = false;
         for (family, client, vip) in [("4", "10.78.0.1", VIP_V4.to_string()), ("6", "[fd78::1]", format!("[{VIP_V6}]"))]
         {
             for (protocol, first, later) in [("tcp", "S", "A"), ("udp", "", "")] {
@@ -43,6 +44,7 @@ pub(super) fn measure() -> anyhow::Result<()> {
                 let out = gauge.once(ours.program()?, &text(1024, first))?;
                 if let Err(why) = Shape::of(forward).check(&out) {
                     Said::Missing { what: name, why }.say();
+                    missing = true;
                     continue;
                 }
                 gauge.path(&format!("{name} new"), ours.program()?, Return::Sent, |run| text(2000 + run, first))?;
@@ -53,6 +55,9 @@ pub(super) fn measure() -> anyhow::Result<()> {
                 }
             }
         }
+        if !missing {
+            alive(&mut traffic, &mut ours, forward)?;
+        }
     }
     Ok(())
 }
@@ -61,12 +66,17 @@ fn frame(text: &str) -> Vec<u8> {
     text.parse::<Build>().expect("a frame's text is well formed").bytes()
 }
 
-fn answer(sent: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let sent = Build::read(sent).context("what the balancer sent has a wrong checksum")?;
-    let (source, destination) = (sent.destination, sent.source);
-    let (source_mac, destination_mac) = (sent.destination_mac, sent.source_mac);
-    let flags = if sent.flags == 0 { 0 } else { 0x10 };
-    Ok(Build { source, destination, source_mac, destination_mac, ttl: 64, flags, ..sent }.bytes())
+/// The same through a real driver, in native mode: one packet to a real, and its answer back.
+fn alive(traffic: &mut Traffic, ours: &mut Ours, forward: Forward) -> anyhow::Result<()> {
+    let _link = attach(ours.program()?, INSIDE)?;
+    let caught = traffic.catch(&frame("udp 10.78.0.1:1024 > 10.77.100.1:80 +22"))?;
+    Shape::of(forward).check(&caught).map_err(|why| anyhow!("{forward:?} through the cable: {why}"))?;
+    if forward == Forward::FullNat {
+        let answer = traffic.catch(&answer(&caught)?)?;
+        Shape::Answer.check(&answer).map_err(|why| anyhow!("an answer through the cable: {why}"))?;
+    }
+    Said::Note { text: format!("{forward:?}: a packet came through the cable as it should") }.say();
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -11,8 +11,8 @@ use tidegate_ebpf::frames::Build;
 use tidegate_l4::Forward;
 
 use super::{
-    network::{INSIDE, INSIDE_MAC, OUTSIDE, ip, run, set},
-    traffic::{Flows, Shape, Traffic, attach, without_a_program},
+    network::{INSIDE, OUTSIDE, ip, run, set},
+    traffic::{Flows, Shape, Traffic, answer, attach, without_a_program},
 };
 use crate::lvs::{ANSWERS, DROP, LOADS, REFLECT, ours::Ours, said::Said};
 
@@ -223,11 +223,4 @@ fn forgotten() -> anyhow::Result<()> {
         thread::sleep(Duration::from_secs(1));
     }
     bail!("connections of the last turn are still remembered")
-}
-
-fn answer(sent: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let sent = Build::read(sent).context("what was caught has a wrong checksum")?;
-    let (source, destination) = (sent.destination, sent.source);
-    let (source_mac, destination_mac) = (sent.destination_mac, INSIDE_MAC);
-    Ok(Build { source, destination, source_mac, destination_mac, ttl: 64, ..sent }.bytes())
 }

@@ -8,9 +8,10 @@ use aya::{
     maps::{Array, MapData},
     programs::{Xdp, XdpMode, xdp::XdpLink},
 };
+use tidegate_ebpf::frames::Build;
 use tidegate_l4::Forward;
 
-use super::network::{INSIDE, OUTSIDE, REAL_MACS, REAL_PORT, REALS_V4, REALS_V6, VIP_PORT, VIP_V4, VIP_V6};
+use super::network::{INSIDE, INSIDE_MAC, OUTSIDE, REAL_MACS, REAL_PORT, REALS_V4, REALS_V6, VIP_PORT, VIP_V4, VIP_V6};
 
 static GENERATOR: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator.o"));
 
@@ -123,6 +124,16 @@ fn order(packet: &[u8], flows: Flows, device: u32) -> anyhow::Result<[u64; 16]> 
         sum(26..34) - host + 17 + at(38) + sum(34..FRAME) - port - at(40),
     ]);
     Ok(order)
+}
+
+/// What the real answers to a packet that it was sent.
+pub(super) fn answer(sent: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let sent = Build::read(sent).context("what was sent to a real has a wrong checksum")?;
+    let (source, destination) = (sent.destination, sent.source);
+    let (source_mac, destination_mac) = (sent.destination_mac, INSIDE_MAC);
+    // TCP's says ACK.
+    let flags = if sent.flags == 0 { 0 } else { 0x10 };
+    Ok(Build { source, destination, source_mac, destination_mac, flags, ttl: 64, ..sent }.bytes())
 }
 
 /// What a packet for a real looks like.
