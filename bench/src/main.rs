@@ -69,12 +69,12 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(subcommand)]
-    serve: Option<Serve>,
+    verb: Option<Verb>,
 }
 
-/// Ours, as a process of its own: a bench starts itself again with one of these.
+/// Ours, as a process of its own: a bench starts itself again with one of these. And what is no comparison.
 #[derive(Subcommand)]
-enum Serve {
+enum Verb {
     #[command(hide = true)]
     ServeDns { address: SocketAddr, names: usize },
     #[command(hide = true)]
@@ -92,10 +92,10 @@ fn main() -> anyhow::Result<()> {
         return lvs::guest();
     }
     let arguments = Arguments::parse();
-    match arguments.serve {
-        Some(Serve::ServeDns { address, names }) => return dns::serve(address, names),
-        Some(Serve::ServeL7 { address, upstream }) => return l7::serve(address, upstream),
-        Some(Serve::Budgets { update }) => return lvs::budgets(update),
+    match arguments.verb {
+        Some(Verb::ServeDns { address, names }) => return dns::serve(address, names),
+        Some(Verb::ServeL7 { address, upstream }) => return l7::serve(address, upstream),
+        Some(Verb::Budgets { update }) => return lvs::budgets(update),
         None => {}
     }
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == arguments.what) else {

@@ -32,7 +32,7 @@ pub(crate) fn build() -> anyhow::Result<()> {
         let built = modified(&object(&folder, bin));
         built.is_some_and(|built| sources.iter().all(|source| modified(source).is_some_and(|changed| changed <= built)))
     };
-    if BINS.iter().all(|bin| fresh(bin)) {
+    if BINS.iter().all(fresh) {
         println!("ebpf: {} in {} are up to date", BINS.join(" and "), folder.display());
         return Ok(());
     }

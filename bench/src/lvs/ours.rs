@@ -3,10 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context;
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{ProgramError, Xdp},
-};
+use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use imbl::{OrdMap, OrdSet};
 use tidegate_l4::{
     Forward, Frontend, Input, Protocol, Real, RealState, Service,
@@ -62,7 +59,7 @@ impl Ours {
 
     /// How much the verifier had to read, and what became of it.
     pub(super) fn size(&mut self) -> anyhow::Result<(u32, u32)> {
-        let info = self.program()?.info().map_err(ProgramError::from)?;
+        let info = self.program()?.info()?;
         Ok((info.verified_instruction_count().unwrap_or_default(), info.size_jitted()))
     }
 }
