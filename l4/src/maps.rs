@@ -280,6 +280,12 @@ impl Maps {
         self.clock.get(0).context("the clock's map is empty")
     }
 
+    /// A program of the object that the maps are of.
+    pub fn program(&mut self, name: &str) -> anyhow::Result<&mut Xdp> {
+        let program = self.ebpf.program_mut(name).with_context(|| format!("the XDP object has no program `{name}`"))?;
+        program.try_into().with_context(|| format!("`{name}` is not an XDP program"))
+    }
+
     /// What a program makes of a frame that comes by the loopback interface: its action, and the frame.
     pub fn run(&self, program: &str, frame: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
         let found = self.ebpf.program(program).with_context(|| format!("the XDP object has no program `{program}`"))?;

@@ -25,8 +25,8 @@ pub(in crate::lvs) const REAL_PORT: u16 = 8080;
 pub(in crate::lvs) const LOCALS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(10, 77, 101, 1)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0x101, 0, 0, 0, 0, 1))];
 
-pub(super) const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-pub(super) const REAL_MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
+pub(in crate::lvs) const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub(in crate::lvs) const REAL_MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
 
 pub(super) fn lay_out() -> anyhow::Result<()> {
     // The kernel sends nothing of its own accord.
