@@ -14,8 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{Array, Map, MapData};
 use imbl::{OrdMap, OrdSet};
 use lab::{Lab, Namespace};
+use tidegate_ebpf::abi::{Settings, map};
 use tidegate_l4::{Config, Frontend, Input, Protocol, Real, RealState, Report, Service};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -317,6 +319,38 @@ fn connections_outlive_a_kill_and_a_restart() {
     // The counters are older than the process.
     let report = plane.until("flows=");
     assert!(!report.contains("flows=0 "), "{report}");
+    plane.kill();
+}
+
+#[test]
+fn maps_of_another_layout_are_refused_with_a_reason_and_serve_on() {
+    if lab::skip() {
+        return;
+    }
+    let lab = lab();
+    let mut plane = Plane::start(&lab);
+    plane.give(1, &services(['a', 'a']));
+    let [mut old, _] = both(&lab.client, V4);
+    plane.kill();
+    let settings = lab.pin_dir.join(map::SETTINGS);
+    let layout = |to: u32| {
+        let mut map: Array<_, Settings> = Map::Array(MapData::from_pin(&settings).unwrap()).try_into().unwrap();
+        let before = map.get(&0, 0).unwrap();
+        map.set(0, Settings { layout: to, ..before }, 0).unwrap();
+        before.layout
+    };
+    let before = layout(99);
+    let plane = Plane::start(&lab);
+    let report = plane.until("failed: ");
+    assert!(report.contains("layout 99") && report.contains("tidegate l4 remove"), "{report}");
+    plane.kill();
+    old.echo(100_000);
+    Connection::open(&lab.client, V6).unwrap().echo(100_000);
+
+    layout(before);
+    let mut plane = Plane::start(&lab);
+    plane.give(1, &services(['a', 'a']));
+    old.echo(100_000);
     plane.kill();
 }
 
