@@ -148,9 +148,9 @@ pub const ICMP6: u8 = 58;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialOrd)]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "the same relation")]
 pub struct Address(pub [u32; 4]);
 
-#[expect(clippy::derived_hash_with_manual_eq, clippy::derive_ord_xor_partial_ord, reason = "the same relation")]
 impl PartialEq for Address {
     /// Without a call of `memcmp`, which the derived one is.
     #[inline(always)]
@@ -164,9 +164,9 @@ impl PartialEq for Address {
 /// A hardware address as it lies in a frame. Of halves, since so far frames are always aligned.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, Hash)]
+#[expect(clippy::derived_hash_with_manual_eq, reason = "the same relation")]
 pub struct Mac(pub [u16; 3]);
 
-#[expect(clippy::derived_hash_with_manual_eq, reason = "the same relation")]
 impl PartialEq for Mac {
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {

@@ -215,7 +215,8 @@ fn touch(flow: &mut Flow, seen: &Seen, ask: &Ask, awake: bool) -> Life {
         work: flow.work,
         real: flow.real(),
     };
-    if !seen.quoted && !(awake && life.idle) {
+    let left = seen.quoted || (awake && life.idle);
+    if !left {
         let tick = Flow::tick(ask.now);
         if flow.seen != tick {
             flow.seen = tick;

@@ -37,24 +37,18 @@ fn answer_echo<P: Packet>(packet: &mut P, seen: &Seen) -> Option<()> {
         let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
         ip.ttl = TTL;
         ip.checksum = checksum::mend(ip.checksum, checksum::half(before, u16::from_ne_bytes([TTL, ip.protocol])));
-        let source = ip.source;
-        ip.source = ip.destination;
-        ip.destination = source;
+        core::mem::swap(&mut ip.source, &mut ip.destination);
     } else {
         let ip = packet.at::<Ipv6>(seen.l3 as usize)?;
         ip.hops = TTL;
-        let source = ip.source;
-        ip.source = ip.destination;
-        ip.destination = source;
+        core::mem::swap(&mut ip.source, &mut ip.destination);
     }
     let icmp = packet.at::<Icmp>(seen.l4 as usize)?;
     let before = u16::from_ne_bytes([icmp.kind, icmp.code]);
     icmp.kind = reply;
     icmp.checksum = checksum::mend(icmp.checksum, checksum::half(before, u16::from_ne_bytes([reply, 0])));
     let ethernet = packet.at::<Ethernet>(0)?;
-    let source = ethernet.source;
-    ethernet.source = ethernet.destination;
-    ethernet.destination = source;
+    core::mem::swap(&mut ethernet.source, &mut ethernet.destination);
     Some(())
 }
 

@@ -257,9 +257,12 @@ fn read<P: Packet>(packet: &mut P, seen: &mut Seen) -> Option<Kind> {
     None
 }
 
+/// A fragment: its identification, and whether it is the first.
+type Part = (u32, bool);
+
 /// What follows the extension headers, where, and which fragment it is.
 #[inline(always)]
-fn extensions<P: Packet>(packet: &mut P, mut next: u8, mut at: usize) -> Option<(u8, usize, Option<(u32, bool)>)> {
+fn extensions<P: Packet>(packet: &mut P, mut next: u8, mut at: usize) -> Option<(u8, usize, Option<Part>)> {
     let mut fragment = None;
     let mut walked = 0;
     while walked < EXTENSIONS {
