@@ -173,6 +173,8 @@ pub enum Refused {
     NotAnnounced { frontend: Frontend },
     #[error("{frontend}: the real {real:?} is listed twice, has port 0 or weight 0")]
     Real { frontend: Frontend, real: Real },
+    #[error("{frontend}: {count} reals are more than one front end can have: 65,534")]
+    Many { frontend: Frontend, count: usize },
     #[error("{frontend}: {what}")]
     Cannot { frontend: Frontend, what: &'static str },
     #[error("the maps hold {capacity} {what} and no more")]
@@ -195,6 +197,9 @@ impl Input {
             }
             if let Some(what) = service.contradiction(frontend.protocol) {
                 return Err(Refused::Cannot { frontend, what });
+            }
+            if service.reals.len() >= usize::from(u16::MAX) {
+                return Err(Refused::Many { frontend, count: service.reals.len() });
             }
             for (i, real) in service.reals.iter().enumerate() {
                 let crosses = real.address.is_ipv4() != frontend.vip.is_ipv4();

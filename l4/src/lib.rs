@@ -3,7 +3,7 @@
 //! ```text
 //! Input ─► tables (what every map must hold) ─► diff ─► maps (ordered writes, pinned) ─► XDP program
 //!                                                         │
-//! Report ◄──────── stats (per VIP, per real, drops) ◄─────┘
+//! Report ◄─ stats (per VIP, per real, drops, drains) ◄──────┘
 //! ```
 //!
 //! It knows VIPs, reals and rings. It does not know what an ELB, an app or Marathon is.
@@ -14,12 +14,17 @@ pub mod input;
 pub mod report;
 
 // Pure.
+pub mod census;
+mod locals;
 pub mod maglev;
 mod regions;
+pub mod ring;
 pub mod tables;
 
 // With the kernel.
 mod announce;
+mod drains;
+mod mapped;
 pub mod maps;
 mod neighbours;
 pub mod network;
@@ -28,6 +33,7 @@ pub mod xdp;
 
 mod run;
 
+pub use census::Census;
 pub use config::Config;
 pub use input::{
     ClientAddress, Forward, Frontend, Input, Probe, ProbeKind, Protection, Protocol, Rate, Real, RealState, Refused,

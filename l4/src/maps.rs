@@ -1,34 +1,62 @@
 //! The maps from user space: made once, pinned, adopted by the next process, written in the order that `tables` says.
+//!
+//! What is large or written often is memory; the rest goes through system calls.
 
-use std::{collections::HashMap as StdHashMap, fs, net::IpAddr, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, IterableMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     util::nr_cpus,
 };
 use tidegate_ebpf::abi::{
-    self, Address, BLOCK_SLOTS, Counters, Flow, LAYOUT, Real, Reason, Reverse, RingBlock, Service, ServiceKey,
-    Settings, Tuple, map,
+    self, AccessKeyData, Address, BLOCK_SLOTS, Counters, FILTER_WORDS, Flow, Frontend, LAYOUT, Limits, Move, PORTS,
+    Real, Reason, Record, Service, ServiceKey, Settings, capacity, filter_bit, map,
 };
 
-use crate::tables::{Capacity, Found, Write};
+use crate::{
+    census::Census,
+    locals::Locals,
+    mapped::Mapped,
+    tables::{Capacity, Found, Write},
+};
 
-/// All maps of the program.
+/// What user space reads and writes of the program's maps.
 pub struct Maps {
     settings: Array<MapData, Settings>,
+    now: Settings,
+    /// Two words each: VIPs, local addresses.
+    filter: Mapped<u64>,
     locals: Array<MapData, Address>,
+    local_index: HashMap<MapData, Address, u32>,
     services: HashMap<MapData, ServiceKey, Service>,
+    frontends: Array<MapData, Frontend>,
     reals: Array<MapData, Real>,
-    rings: Array<MapData, RingBlock>,
-    reverses: HashMap<MapData, Tuple, Reverse>,
-    service_counters: PerCpuArray<MapData, Counters>,
-    real_counters: PerCpuArray<MapData, Counters>,
+    rings: Mapped<u32>,
+    moves: Mapped<Move>,
+    records: Mapped<u64>,
+    flows: Mapped<Flow>,
+    limits: Array<MapData, Limits>,
+    meters: Mapped<u64>,
+    access: LpmTrie<MapData, AccessKeyData, u32>,
+    service_counters: Mapped<Counters>,
+    real_counters: Mapped<Counters>,
     drops: PerCpuArray<MapData, u64>,
     cpus: usize,
-    /// How many flows the table really holds: a pinned one keeps its size.
-    pub flows: u32,
+}
+
+/// The sizes that the maps are made with where they are not as compiled in, for so many local addresses.
+pub fn sizes(locals: usize) -> anyhow::Result<Vec<(&'static str, u32)>> {
+    let cpus = cpus()? as u32;
+    Ok(vec![
+        (map::FLOWS, locals.max(1) as u32 * PORTS),
+        (map::SERVICE_COUNTERS, cpus * capacity::SERVICES as u32),
+        (map::REAL_COUNTERS, cpus * capacity::REALS as u32),
+    ])
 }
 
 /// Whether maps of an earlier process are there and of our layout. Fails when they are of another.
@@ -46,7 +74,7 @@ pub fn survivors(folder: &Path) -> anyhow::Result<bool> {
     };
     let data = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
     if data.info().context("asking for the settings map's size")?.value_size() != size_of::<Settings>() as u32 {
-        return Err(refuse("an unknown layout"));
+        return Err(refuse("another layout"));
     }
     let settings: Array<_, Settings> = Map::Array(data).try_into().context("reading the settings map")?;
     match settings.get(&0, 0).context("reading the settings map")?.layout {
@@ -64,28 +92,47 @@ pub fn survivors(folder: &Path) -> anyhow::Result<bool> {
 
 impl Maps {
     pub fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
-        let flows: HashMap<_, Tuple, Flow> = typed(ebpf, map::FLOWS)?;
-        let flows = max_entries(flows.map().info())?;
+        let settings: Array<_, Settings> = typed(ebpf, map::SETTINGS)?;
         Ok(Self {
-            settings: typed(ebpf, map::SETTINGS)?,
+            now: settings.get(&0, 0).context("reading the settings")?,
+            settings,
+            filter: mapped(ebpf, map::FILTER)?,
             locals: typed(ebpf, map::LOCALS)?,
+            local_index: typed(ebpf, map::LOCAL_INDEX)?,
             services: typed(ebpf, map::SERVICES)?,
+            frontends: typed(ebpf, map::FRONTENDS)?,
             reals: typed(ebpf, map::REALS)?,
-            rings: typed(ebpf, map::RINGS)?,
-            reverses: typed(ebpf, map::REVERSES)?,
-            service_counters: typed(ebpf, map::SERVICE_COUNTERS)?,
-            real_counters: typed(ebpf, map::REAL_COUNTERS)?,
+            rings: mapped(ebpf, map::RINGS)?,
+            moves: mapped(ebpf, map::MOVES)?,
+            records: mapped(ebpf, map::RECORDS)?,
+            flows: mapped(ebpf, map::FLOWS)?,
+            limits: typed(ebpf, map::LIMITS)?,
+            meters: mapped(ebpf, map::METERS)?,
+            access: typed(ebpf, map::ACCESS)?,
+            service_counters: mapped(ebpf, map::SERVICE_COUNTERS)?,
+            real_counters: mapped(ebpf, map::REAL_COUNTERS)?,
             drops: typed(ebpf, map::DROPS)?,
-            cpus: nr_cpus().map_err(|(file, error)| error_at(file, error))?,
-            flows,
+            cpus: cpus()?,
         })
     }
 
+    /// Every real and every service has counters on every CPU.
     pub fn capacity(&self) -> anyhow::Result<Capacity> {
+        let entries = max_entries(self.services.map().info())?;
+        let services = [
+            self.frontends.len(),
+            self.limits.len(),
+            (self.meters.len() / 2) as u32,
+            (self.service_counters.len() / self.cpus) as u32,
+        ];
+        let services = services.into_iter().min().unwrap_or_default().min(entries);
         Ok(Capacity {
-            services: max_entries(self.services.map().info())?,
-            reals: self.reals.len(),
-            blocks: self.rings.len(),
+            services,
+            vips: entries - services,
+            reals: self.reals.len().min((self.real_counters.len() / self.cpus) as u32),
+            blocks: (self.rings.len() / BLOCK_SLOTS) as u32,
+            moves: self.moves.len() as u32,
+            access: max_entries(IterableMap::<Key<AccessKeyData>, u32>::map(&self.access).info())?,
         })
     }
 
@@ -95,67 +142,183 @@ impl Maps {
         for entry in self.services.iter() {
             found.services.push(entry.context("reading the services back")?);
         }
-        for (_, service) in &found.services {
-            let blocks = if service.mask == 0 { 0 } else { (service.mask + 1) / BLOCK_SLOTS as u32 };
-            let mut slots = Vec::with_capacity(blocks as usize * BLOCK_SLOTS);
-            for block in service.block..service.block.saturating_add(blocks).min(self.rings.len()) {
-                slots.extend(self.rings.get(&block, 0).context("reading the rings back")?.0);
+        for (key, service) in &found.services {
+            if *key == ServiceKey::of_vip(key.vip) {
+                continue;
             }
-            found.rings.insert(service.id, slots);
+            let first = service.block as usize * BLOCK_SLOTS;
+            let slots = if service.mask == 0 { 0 } else { service.mask as usize + 1 };
+            let words = (first..first.saturating_add(slots)).map_while(|slot| self.rings.get(slot));
+            found.rings.insert(service.id, words.collect());
+            if service.id < self.limits.len() {
+                let limits = self.limits.get(&service.id, 0).context("reading the limits back")?;
+                found.limits.insert(service.id, limits);
+            }
         }
-        for id in 0..self.reals.len() {
-            found.reals.push(self.reals.get(&id, 0).context("reading the reals back")?);
+        for frontend in self.frontends.iter() {
+            found.frontends.push(frontend.context("reading the front ends back")?);
         }
+        for real in self.reals.iter() {
+            found.reals.push(real.context("reading the reals back")?);
+        }
+        for entry in self.access.iter() {
+            let (key, value) = entry.context("reading the lists back")?;
+            found.access.push((abi::AccessKey { prefix: key.prefix_len(), data: key.data() }, value));
+        }
+        found.moves = self.moves.iter().collect();
+        found.vips = (0..FILTER_WORDS).filter_map(|word| self.filter.get(2 * word)).collect();
         Ok(found)
     }
 
-    /// The layout and where FULLNAT connections come from.
-    pub fn settle(&mut self, locals: &[IpAddr]) -> anyhow::Result<()> {
-        let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = locals.iter().partition(|local| local.is_ipv4());
-        for (first, locals) in [(0, &v4), (abi::LOCALS, &v6)] {
-            if locals.len() > abi::LOCALS as usize {
-                bail!(
-                    "l4.local_addresses holds {} addresses of one family, at most {} work",
-                    locals.len(),
-                    abi::LOCALS
-                );
-            }
-            for (index, local) in (first..).zip(locals) {
-                self.locals.set(index, Address::from(*local), 0).context("writing the local addresses")?;
-            }
+    /// The layout, where FULLNAT connections come from, and where tunnels do: from the first local address of their
+    /// family, or else from an address of `own`. What could not be done is told.
+    pub fn settle(&mut self, locals: &[IpAddr], own: &[IpAddr]) -> anyhow::Result<Option<String>> {
+        let room = self.flows.len() as u32 / PORTS;
+        let old = self.old_locals()?;
+        let new = match &old {
+            Some(old) => old.change(locals, room)?,
+            None => Locals::new(locals)?,
+        };
+        ensure!(
+            new.first_v6 + new.v6.len() as u32 <= room,
+            "the flows' map has room for {room} local addresses, and {} are configured",
+            locals.len()
+        );
+        let old = old.unwrap_or_default();
+        let known = |place: (u32, IpAddr)| old.iter().any(|old| old == place);
+        for (index, address) in new.iter().filter(|place| !known(*place)) {
+            // Flows of whoever had the place are nobody's.
+            let first = (index * PORTS) as usize;
+            let cleared = (first..first + PORTS as usize).all(|place| self.flows.set(place, &Flow::default()));
+            ensure!(cleared, "the flows' map ends before the place of {address}");
+            self.locals.set(index, Address::from(address), 0).context("writing the local addresses")?;
+            self.local_index.insert(Address::from(address), index, 0).context("writing the local addresses")?;
         }
-        let settings = Settings { layout: LAYOUT, locals_v4: v4.len() as u32, locals_v6: v6.len() as u32, pad: 0 };
-        self.settings.set(0, settings, 0).context("writing the settings")
+        self.write_local_filter(old.iter().chain(new.iter()))?;
+        let tunnel = |v4: bool| {
+            let of_family = new.iter().map(|(_, address)| address).chain(own.iter().copied());
+            of_family.filter(|address| address.is_ipv4() == v4).map(Address::from).next().unwrap_or_default()
+        };
+        self.now = Settings {
+            layout: LAYOUT,
+            locals_v4: new.v4.len() as u32,
+            locals_v6: new.v6.len() as u32,
+            first_v6: new.first_v6,
+            log_mask: if self.now.layout == 0 { u32::MAX } else { self.now.log_mask },
+            services: (self.service_counters.len() / self.cpus) as u32,
+            reals: (self.real_counters.len() / self.cpus) as u32,
+            tunnel_v4: tunnel(true),
+            tunnel_v6: tunnel(false),
+            ..self.now
+        };
+        self.write_settings()?;
+        for (_, address) in old.iter().filter(|(_, old)| new.iter().all(|(_, new)| new != *old)) {
+            self.local_index.remove(&address.into()).context("removing a local address")?;
+        }
+        self.write_local_filter(new.iter())?;
+        Ok((!new.homeless.is_empty()).then(|| {
+            format!(
+                "the flows' map that is in use has no room for {}: `tidegate l4 remove` and a new start make it",
+                new.homeless.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            )
+        }))
+    }
+
+    /// `None`: the maps are new.
+    fn old_locals(&self) -> anyhow::Result<Option<Locals>> {
+        if self.now.layout == 0 {
+            return Ok(None);
+        }
+        let Settings { locals_v4, locals_v6, first_v6, .. } = self.now;
+        let read = |first: u32, count: u32| {
+            let address = |index| self.locals.get(&index, 0).map(IpAddr::from);
+            (first..first + count).map(address).collect::<Result<Vec<_>, _>>().context("reading the local addresses")
+        };
+        Ok(Some(Locals { v4: read(0, locals_v4)?, v6: read(first_v6, locals_v6)?, first_v6, homeless: Vec::new() }))
+    }
+
+    fn write_local_filter(&self, locals: impl Iterator<Item = (u32, IpAddr)>) -> anyhow::Result<()> {
+        let mut words = vec![0_u64; FILTER_WORDS];
+        for (_, address) in locals {
+            let (word, bit) = filter_bit(&address.into());
+            words[word as usize] |= 1 << bit;
+        }
+        let written = words.iter().enumerate().all(|(word, bits)| self.filter.set(2 * word + 1, bits));
+        ensure!(written, "the filter's map has less than {FILTER_WORDS} words");
+        Ok(())
+    }
+
+    /// The next hops in `reals` hold until then, by the monotonic clock.
+    pub fn believe_hops(&mut self, until: u64) -> anyhow::Result<()> {
+        self.now.hops_until = until;
+        self.write_settings()
+    }
+
+    /// One of 2^n new flows is logged, by the bits of the mask.
+    pub fn log(&mut self, mask: u32) -> anyhow::Result<()> {
+        self.now.log_mask = mask;
+        self.write_settings()
+    }
+
+    fn write_settings(&mut self) -> anyhow::Result<()> {
+        self.settings.set(0, self.now, 0).context("writing the settings")
     }
 
     pub fn apply(&mut self, write: &Write) -> anyhow::Result<()> {
         match write {
             Write::Real { id, value } => self.reals.set(*id, value, 0).context("writing a real"),
-            Write::Block { block, value } => self.rings.set(*block, **value, 0).context("writing a ring"),
+            Write::Ring { block, words } => {
+                let first = *block as usize * BLOCK_SLOTS;
+                let written = (first..).zip(words).all(|(slot, word)| self.rings.set(slot, word));
+                ensure!(written, "writing a ring: the map ends before it");
+                Ok(())
+            }
+            Write::Slot { block, slot, word } => {
+                let written = self.rings.set(*block as usize * BLOCK_SLOTS + *slot as usize, word);
+                ensure!(written, "writing a slot: the map ends before it");
+                Ok(())
+            }
+            Write::Move { index, value } => {
+                ensure!(self.moves.set(*index as usize, value), "writing a move: the map ends before it");
+                Ok(())
+            }
+            Write::Frontend { id, value } => self.frontends.set(*id, value, 0).context("writing a front end"),
+            Write::Limits { id, value } => self.limits.set(*id, value, 0).context("writing limits"),
+            Write::Access { network, value } => {
+                let key = Key::new(network.prefix, network.data);
+                match value {
+                    Some(value) => self.access.insert(&key, value, 0).context("writing a list's network"),
+                    None => gone(self.access.remove(&key)).context("removing a list's network"),
+                }
+            }
             Write::Service { key, value } => self.services.insert(key, value, 0).context("writing a service"),
-            Write::RemoveService { key } => match self.services.remove(key) {
-                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-                Err(error) => Err(error).context("removing a service"),
-            },
+            Write::RemoveService { key } => gone(self.services.remove(key)).context("removing a service"),
+            Write::Vips { word, bits } => {
+                ensure!(self.filter.set(2 * *word as usize, bits), "writing the filter: the map ends before the word");
+                Ok(())
+            }
             Write::ResetService { id } => {
-                self.service_counters.set(*id, self.zeros()?, 0).context("resetting a service's counters")
+                for which in 0..2 {
+                    let _ = self.meters.set(2 * *id as usize + which, &0);
+                }
+                reset(&self.service_counters, self.cpus, *id);
+                Ok(())
             }
             Write::ResetReal { id } => {
-                self.real_counters.set(*id, self.zeros()?, 0).context("resetting a real's counters")
+                reset(&self.real_counters, self.cpus, *id);
+                Ok(())
             }
         }
     }
 
-    fn zeros(&self) -> anyhow::Result<PerCpuValues<Counters>> {
-        PerCpuValues::try_from(vec![Counters::default(); self.cpus]).context("making a counter for every CPU")
+    #[must_use]
+    pub fn service_counters(&self, id: u32) -> Counters {
+        sum(&self.service_counters, self.cpus, id)
     }
 
-    pub fn service_counters(&self, id: u32) -> anyhow::Result<Counters> {
-        Ok(sum(&self.service_counters.get(&id, 0).context("reading a service's counters")?))
-    }
-
-    pub fn real_counters(&self, id: u32) -> anyhow::Result<Counters> {
-        Ok(sum(&self.real_counters.get(&id, 0).context("reading a real's counters")?))
+    #[must_use]
+    pub fn real_counters(&self, id: u32) -> Counters {
+        sum(&self.real_counters, self.cpus, id)
     }
 
     pub fn drops(&self) -> anyhow::Result<Vec<(&'static str, u64)>> {
@@ -166,44 +329,63 @@ impl Maps {
         (0..).zip(Reason::NAMES).map(count).collect()
     }
 
-    /// The flows that go on, by real id and epoch, of the reals that are asked for.
-    pub fn live(&self, wanted: &mut StdHashMap<(u32, u32), u64>, now: u64) {
-        // An entry that goes away during the walk starts aya's iterator over or ends it with an error: either way the
-        // walk is bounded, and the count is a picture of a moving thing.
-        let bound = self.flows as usize;
-        for (tuple, reverse) in self.reverses.iter().take(bound).flatten() {
-            if let Some(count) = wanted.get_mut(&(reverse.real_id, reverse.epoch))
-                && !reverse.over(tuple.protocol, now)
-            {
-                *count += 1;
-            }
-        }
+    /// Counts what is alive: a walk over the memory of flows and records.
+    #[must_use]
+    pub fn census(&self, now: u64) -> Census {
+        Census::take(now, self.flows.iter(), self.records.iter().map(Record::unpack))
     }
 }
 
 impl std::fmt::Debug for Maps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Maps").field("flows", &self.flows).finish_non_exhaustive()
+        f.debug_struct("Maps").field("settings", &self.now).finish_non_exhaustive()
     }
 }
 
-fn sum(counts: &PerCpuValues<Counters>) -> Counters {
-    counts.iter().fold(Counters::default(), |sum, count| Counters {
+/// On which CPU nobody counts is known to nobody, so all are asked.
+fn sum(counters: &Mapped<Counters>, cpus: usize, id: u32) -> Counters {
+    let each = counters.len() / cpus;
+    let of = (0..cpus).filter_map(|cpu| counters.get(cpu * each + id as usize).filter(|_| (id as usize) < each));
+    of.fold(Counters::default(), |sum, count| Counters {
         packets: sum.packets + count.packets,
         bytes: sum.bytes + count.bytes,
         flows: sum.flows + count.flows,
+        opens: sum.opens + count.opens,
+        answers: sum.answers + count.answers,
+        resets: sum.resets + count.resets,
     })
 }
 
-fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<T> {
+fn reset(counters: &Mapped<Counters>, cpus: usize, id: u32) {
+    let each = counters.len() / cpus;
+    for cpu in 0..cpus {
+        let _ = counters.set(cpu * each + id as usize, &Counters::default());
+    }
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<T> {
     let map = ebpf.take_map(name).with_context(|| format!("the XDP object has no map {name}"))?;
     map.try_into().with_context(|| format!("the map {name} is not of the type that this version needs"))
 }
 
-fn max_entries(info: Result<aya::maps::MapInfo, aya::maps::MapError>) -> anyhow::Result<u32> {
+fn mapped<T: aya::Pod>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<Mapped<T>> {
+    let map = ebpf.take_map(name).with_context(|| format!("the XDP object has no map {name}"))?;
+    Mapped::of(map).with_context(|| format!("the map {name}"))
+}
+
+/// What is not there needs no removing.
+fn gone(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+fn max_entries(info: Result<aya::maps::MapInfo, MapError>) -> anyhow::Result<u32> {
     Ok(info.context("asking for a map's size")?.max_entries())
 }
 
-fn error_at(file: &str, error: std::io::Error) -> anyhow::Error {
-    anyhow::Error::new(error).context(format!("reading {file}"))
+fn cpus() -> anyhow::Result<usize> {
+    nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(format!("reading {file}")))
 }

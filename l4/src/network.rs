@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo},
         link::{LinkAttribute, LinkFlags},
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -101,6 +101,20 @@ impl Network {
             }
         }
         Ok(None)
+    }
+
+    /// All addresses of an interface that others may use, the kernel's order.
+    pub async fn addresses(&self, index: u32) -> anyhow::Result<Vec<IpAddr>> {
+        let request = self.handle.address().get().set_link_index_filter(index);
+        let messages: Vec<_> = request.execute().try_collect().await.context("listing the addresses")?;
+        let global = messages.into_iter().filter(|message| message.header.scope == AddressScope::Universe);
+        let address = |message: AddressMessage| {
+            message.attributes.into_iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(address),
+                _ => None,
+            })
+        };
+        Ok(global.filter_map(address).collect())
     }
 
     /// Our addresses on an interface.

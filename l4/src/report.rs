@@ -1,10 +1,17 @@
 //! What happened: read by whoever gave the Input.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use imbl::OrdMap;
 
-use crate::input::{Frontend, Refused};
+use crate::{
+    input::{Frontend, Refused},
+    tables::Moved,
+};
 
 /// The plane's state, published when an Input was applied or refused and once a second; with thousands of services the
 /// counters in it are read more rarely, so that changes do not wait for them.
@@ -20,6 +27,10 @@ pub struct Report {
     pub services: OrdMap<Frontend, Arc<ServiceCounters>>,
     /// Packets dropped by reason, since the maps were made.
     pub drops: Vec<(&'static str, u64)>,
+    /// Slots on the move, and how their moves ended.
+    pub moves: Moved,
+    /// The last drains that ended, the newest last.
+    pub drains: Vec<Drained>,
     /// What is wrong now and what to do about it, in words.
     pub problems: Vec<String>,
 }
@@ -39,6 +50,8 @@ pub struct ServiceCounters {
     pub bytes: u64,
     /// Flows that were given a real.
     pub flows: u64,
+    /// SYNs, also repeated ones.
+    pub opens: u64,
     pub reals: Vec<RealCounters>,
 }
 
@@ -49,6 +62,25 @@ pub struct RealCounters {
     pub packets: u64,
     pub bytes: u64,
     pub flows: u64,
-    /// Flows alive now; counted for draining reals only (`None` elsewhere): 0 is the proof that a drain is over.
+    /// SYNs, also repeated ones.
+    pub opens: u64,
+    /// Flows that it answered for the first time, and its resets (full NAT only: other modes do not see answers).
+    pub answers: u64,
+    pub resets: u64,
+    /// Flows alive when they were counted last: every 2 s while something drains or moves, every 10 s otherwise. In the
+    /// direct and tunnelling modes those on moving slots are known, which are all of a real that drains. 0 is the proof
+    /// that a drain is over. `None`: not counted yet.
     pub live: Option<u64>,
+}
+
+/// A real that left the Input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drained {
+    pub frontend: Frontend,
+    pub real: SocketAddr,
+    /// When it began to drain, and for how long it did.
+    pub began: Instant,
+    pub lasted: Duration,
+    /// The flows that were alive when it left: 0 is the proof that nobody lost anything.
+    pub cut: u64,
 }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use imbl::{OrdMap, OrdSet, ordmap::DiffItem, ordset};
+use tidegate_ebpf::abi;
 use tokio::{
     sync::watch,
     task::spawn_blocking,
@@ -19,20 +20,25 @@ use tracing::{error, info, warn};
 
 use crate::{
     announce::Announcer,
+    census::Census,
     config::{Config, Mode},
+    drains::Drains,
     input::{Frontend, Input, Refused, Service},
     maps::Maps,
     neighbours::Neighbours,
     network::{Link, Network},
-    report::{Attached, Report, ServiceCounters},
-    stats::Stats,
-    tables::Tables,
+    report::{Attached, Drained, Report, ServiceCounters},
+    stats::{Stats, monotonic},
+    tables::{Moved, Tables, Write},
     xdp,
 };
 
 const TICK: Duration = Duration::from_secs(1);
-/// Counting ten thousand services takes a while, and changes wait meanwhile: at most so small a part of the time.
-const REST: u32 = 200;
+/// Counting takes a while, and changes wait meanwhile: at most so small a part of the time.
+const REST: u32 = 50;
+/// How often what is alive is counted: while that decides something, and otherwise.
+const CENSUS: Duration = Duration::from_secs(2);
+const CENSUS_IDLE: Duration = Duration::from_secs(10);
 
 /// Runs the plane until `stop`. Fails only at start (no such interface, no right to load BPF ...); a bad Input is
 /// refused in the report. On return the pinned program goes on serving.
@@ -83,6 +89,67 @@ struct Core {
     maps: Maps,
     tables: Tables,
     stats: Stats,
+    drains: Drains,
+    census: Option<Census>,
+    counted: Option<Instant>,
+}
+
+impl Core {
+    /// What a write that fails on the way leaves behind is read back.
+    fn with_writes<T>(&mut self, plan: impl FnOnce(&mut Tables, &mut dyn FnMut(Write)) -> T) -> anyhow::Result<T> {
+        let mut failed = None;
+        let Self { maps, tables, .. } = self;
+        let planned = plan(tables, &mut |write| {
+            if failed.is_none() {
+                failed = maps.apply(&write).err();
+            }
+        });
+        self.drains.departed(self.tables.take_departed());
+        match failed {
+            None => Ok(planned),
+            Some(error) => {
+                self.tables = Tables::adopt(&self.maps.found()?, self.maps.capacity()?, monotonic());
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves what became due, and counts.
+    fn tick(&mut self) -> anyhow::Result<Seen> {
+        let now = Instant::now();
+        let wanted = self.drains.waiting()
+            || self.counted.is_none_or(|counted| {
+                now.duration_since(counted) >= if self.tables.wants_census() { CENSUS } else { CENSUS_IDLE }
+            });
+        if wanted {
+            let ns = monotonic();
+            let census = self.maps.census(ns);
+            self.drains.count(&census, now, ns);
+            self.counted = Some(now);
+            self.census = Some(census);
+        }
+        let census = self.census.take();
+        let fresh = census.as_ref().filter(|_| wanted);
+        let settled = self.with_writes(|tables, write| tables.settle(monotonic(), fresh, &hop, write));
+        let counters = self.stats.read(&self.maps, &self.tables, census.as_ref());
+        self.census = census;
+        settled?;
+        Ok(Seen { counters, drops: self.maps.drops()?, moves: self.tables.moved(), drains: self.drains.ended() })
+    }
+}
+
+/// What was counted.
+#[derive(Default)]
+struct Seen {
+    counters: OrdMap<Frontend, Arc<ServiceCounters>>,
+    drops: Vec<(&'static str, u64)>,
+    moves: Moved,
+    drains: Vec<Drained>,
+}
+
+/// The kernel is asked for the way.
+fn hop(_: IpAddr) -> abi::Hop {
+    abi::Hop::default()
 }
 
 struct Plane {
@@ -97,8 +164,7 @@ struct Plane {
     /// The Input that is applied in part: an apply failed on the way, and is tried again.
     pending: Option<Arc<Input>>,
     refused: Option<(u64, Refused)>,
-    counters: OrdMap<Frontend, Arc<ServiceCounters>>,
-    drops: Vec<(&'static str, u64)>,
+    seen: Seen,
     count_next: Instant,
     /// What stays wrong until the process starts again.
     standing: Vec<String>,
@@ -111,15 +177,10 @@ impl Plane {
         xdp::object()?;
         let network = Network::open()?;
         let links = interfaces(&network, &config.interfaces).await?;
+        let first = links.first().cloned().context("no interface to announce on")?;
         let (mut maps, attached) = xdp::start(config, &links)?;
-        maps.settle(&config.local_addresses)?;
         let mut standing = Vec::new();
-        if maps.flows != config.flows {
-            standing.push(format!(
-                "l4.flows is {} but the flow table that is in use holds {}: `tidegate l4 remove` and a new start change it",
-                config.flows, maps.flows
-            ));
-        }
+        standing.extend(maps.settle(&config.local_addresses, &network.addresses(first.index).await?)?);
         if config.mode == Mode::Auto {
             for attached in attached.iter().filter(|attached| attached.mode == "generic") {
                 standing.push(format!(
@@ -128,15 +189,21 @@ impl Plane {
                 ));
             }
         }
-        let tables = Tables::adopt(&maps.found()?, maps.capacity()?);
+        let tables = Tables::adopt(&maps.found()?, maps.capacity()?, monotonic());
         info!(services = tables.applied().len(), "layer 4 is up");
         let neighbours = Neighbours::start(Network::open()?);
         let (add, remove) = reals(&OrdMap::new(), tables.applied());
         neighbours.change(add, remove).await;
-        let first = links.into_iter().next().context("no interface to announce on")?;
         let announcer = Announcer::start(network, first, &config.local_addresses).await?;
         Ok(Self {
-            core: Some(Core { maps, tables, stats: Stats::default() }),
+            core: Some(Core {
+                maps,
+                tables,
+                stats: Stats::default(),
+                drains: Drains::default(),
+                census: None,
+                counted: None,
+            }),
             announcer,
             announced: None,
             neighbours,
@@ -144,8 +211,7 @@ impl Plane {
             generation: 0,
             pending: None,
             refused: None,
-            counters: OrdMap::new(),
-            drops: Vec::new(),
+            seen: Seen::default(),
             count_next: Instant::now(),
             standing,
             passing: Vec::new(),
@@ -176,7 +242,11 @@ impl Plane {
                 self.pending = None;
                 self.refused = None;
             }
-            Ok(Some(refused)) => self.refuse(&input, refused),
+            Ok(Some(refused)) => {
+                // Room comes back as flows end.
+                self.pending = matches!(refused, Refused::Full { .. }).then(|| Arc::clone(&input));
+                self.refuse(&input, refused);
+            }
             Err(error) => {
                 error!(generation = input.generation, "not applied, tried again in a second: {error:#}");
                 self.passing.push(format!("generation {} is not applied yet: {error:#}", input.generation));
@@ -218,22 +288,8 @@ impl Plane {
 
     async fn fill(&mut self, input: Arc<Input>) -> anyhow::Result<Option<Refused>> {
         self.with_core(move |core| {
-            let mut failed = None;
-            let Core { maps, tables, .. } = core;
-            let planned = tables.plan(&input, |write| {
-                if failed.is_none() {
-                    failed = maps.apply(&write).err();
-                }
-            });
-            match (planned, failed) {
-                (Err(refused), _) => Ok(Some(refused)),
-                (Ok(()), None) => Ok(None),
-                (Ok(()), Some(error)) => {
-                    // The image is ahead of the maps: read back what there really is.
-                    core.tables = Tables::adopt(&core.maps.found()?, core.maps.capacity()?);
-                    Err(error)
-                }
-            }
+            let planned = core.with_writes(|tables, write| tables.plan(&input, monotonic(), &hop, write))?;
+            Ok(planned.err())
         })
         .await
     }
@@ -246,15 +302,9 @@ impl Plane {
             return;
         }
         let began = Instant::now();
-        let read = self
-            .with_core(|core| {
-                let counters = core.stats.read(&core.maps, &core.tables, Instant::now())?;
-                Ok((counters, core.maps.drops()?))
-            })
-            .await;
-        match read {
-            Ok((counters, drops)) => (self.counters, self.drops) = (counters, drops),
-            Err(error) => warn!("the counters could not be read: {error:#}"),
+        match self.with_core(Core::tick).await {
+            Ok(seen) => self.seen = seen,
+            Err(error) => warn!("what goes on could not be counted or settled: {error:#}"),
         }
         self.count_next = Instant::now() + began.elapsed() * REST;
     }
@@ -280,8 +330,10 @@ impl Plane {
             generation: self.generation,
             refused: self.refused.clone(),
             attached: self.attached.clone(),
-            services: self.counters.clone(),
-            drops: self.drops.clone(),
+            services: self.seen.counters.clone(),
+            drops: self.seen.drops.clone(),
+            moves: self.seen.moves,
+            drains: self.seen.drains.clone(),
             problems: self.standing.iter().chain(&self.passing).cloned().collect(),
         }
     }

@@ -1,23 +1,46 @@
 //! What every map must hold, and the writes that lead there from what they hold.
 //!
 //! The order of the writes is the point: at no moment does a slot name a real that is not written, or a service a ring
-//! that is not full. What a write sets free is given away again only by a later plan, when no packet can be on its way
-//! through it any more.
+//! that is not full. What a write sets free is given away again only when no packet can be on its way through it any
+//! more, and no flow names it.
+//!
+//! `placed` is one service's part; `moves` what its slots do while they change hands; `guard` and `filter` what stands
+//! before it; `ledger` and `ids` who has what; `adopt` finds all of it again after a restart.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
-    net::SocketAddr,
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
-use imbl::{OrdMap, ordmap::DiffItem};
-use tidegate_ebpf::abi::{self, BLOCK_SLOTS, RingBlock, ServiceKey};
+use imbl::{OrdMap, OrdSet, ordmap, ordset};
+use tidegate_ebpf::abi::{self, ServiceKey};
 
 use crate::{
-    input::{Frontend, Input, Protocol, Real, RealState, Refused, Service},
-    maglev,
-    regions::{Region, Regions},
+    census::Census,
+    input::{Frontend, Input, Refused, Service},
 };
+
+mod adopt;
+mod entries;
+mod filter;
+mod guard;
+mod ids;
+mod ledger;
+mod moves;
+mod placed;
+
+pub use adopt::Found;
+pub use entries::key;
+pub use ids::GRACE;
+pub use ledger::Moved;
+pub use moves::{CAP, LEARN_UDP, SETTLE};
+pub use placed::{Departed, Placed, PlacedReal, STEPS};
+
+use entries::{VIP, name};
+use filter::Filter;
+use ledger::{Ledger, Left, Pen};
+use placed::{pair, udp};
 
 /// One change of one map.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -26,9 +49,33 @@ pub enum Write {
         id: u32,
         value: abi::Real,
     },
-    Block {
+    /// A whole ring from this block on, which no service shows yet.
+    Ring {
         block: u32,
-        value: Box<RingBlock>,
+        words: Vec<u32>,
+    },
+    /// One slot of a ring that packets see.
+    Slot {
+        block: u32,
+        slot: u32,
+        word: u32,
+    },
+    Move {
+        index: u32,
+        value: abi::Move,
+    },
+    Frontend {
+        id: u32,
+        value: abi::Frontend,
+    },
+    Limits {
+        id: u32,
+        value: abi::Limits,
+    },
+    /// A value of [`abi::Access`], or that there is none any more.
+    Access {
+        network: abi::AccessKey,
+        value: Option<u32>,
     },
     Service {
         key: ServiceKey,
@@ -37,7 +84,12 @@ pub enum Write {
     RemoveService {
         key: ServiceKey,
     },
-    /// Before an id is used again, its counters start over.
+    /// The VIPs' half of a word of the filter.
+    Vips {
+        word: u32,
+        bits: u64,
+    },
+    /// Before an id is used again, its counters and buckets start over.
     ResetService {
         id: u32,
     },
@@ -50,35 +102,12 @@ pub enum Write {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Capacity {
     pub services: u32,
+    /// Entries of `services` beyond those of the services: VIPs.
+    pub vips: u32,
     pub reals: u32,
     pub blocks: u32,
-}
-
-/// What was read back from maps that outlived a process.
-#[derive(Clone, Debug, Default)]
-pub struct Found {
-    pub services: Vec<(ServiceKey, abi::Service)>,
-    /// By id, all of them.
-    pub reals: Vec<abi::Real>,
-    /// The slots by service id.
-    pub rings: HashMap<u32, Vec<u32>>,
-}
-
-/// A service's place in the maps.
-#[derive(Clone, Debug)]
-pub struct Placed {
-    pub id: u32,
-    region: Option<Region>,
-    /// The ring in the map is the one that the reals make; false when it was found half written.
-    whole: bool,
-    pub reals: Vec<PlacedReal>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct PlacedReal {
-    pub real: Real,
-    pub id: u32,
-    pub epoch: u32,
+    pub moves: u32,
+    pub access: u32,
 }
 
 /// The image of the maps.
@@ -87,67 +116,23 @@ pub struct Tables {
     services: HashMap<Frontend, Placed>,
     /// The same as the Input that led here, to find the differences by.
     applied: OrdMap<Frontend, Arc<Service>>,
-    /// Half written when a process died: to be written again whatever the Input says.
-    dirty: BTreeSet<Frontend>,
-    /// Reals without a service, for the same reason.
-    orphans: Vec<u32>,
-    service_ids: Ids,
-    real_ids: Ids,
-    epochs: Vec<u32>,
-    regions: Regions,
-    retired: Vec<Region>,
+    announced: OrdSet<IpAddr>,
+    /// Found after a restart, and not yet compared with an Input.
+    found: BTreeSet<Frontend>,
+    /// Something is to be done there as time goes by.
+    restless: BTreeSet<Frontend>,
+    draining: BTreeSet<Frontend>,
+    departed: Vec<Departed>,
+    /// Networks in `access` of services that are not there.
+    orphans: Vec<(u32, (u32, abi::Address))>,
+    filter: Filter,
+    /// The filter may hold bits of a process that died.
+    unswept: bool,
+    ledger: Ledger,
     capacity: Capacity,
 }
 
 impl Tables {
-    /// The image of what is there; of empty maps an empty one.
-    #[must_use]
-    pub fn adopt(found: &Found, capacity: Capacity) -> Self {
-        let mut tables = Self {
-            services: HashMap::new(),
-            applied: OrdMap::new(),
-            dirty: BTreeSet::new(),
-            orphans: Vec::new(),
-            service_ids: Ids::without(found.services.iter().map(|(_, service)| service.id), capacity.services),
-            real_ids: Ids::without(
-                (0..).zip(&found.reals).filter(|(_, real)| real.state != abi::Real::GONE).map(|(id, _)| id),
-                capacity.reals,
-            ),
-            epochs: found.reals.iter().map(|real| real.epoch).collect(),
-            regions: Regions::new(capacity.blocks),
-            retired: Vec::new(),
-            capacity,
-        };
-        tables.epochs.resize(capacity.reals as usize, 0);
-        let mut reals: HashMap<u32, Vec<PlacedReal>> = HashMap::new();
-        for (id, real) in (0..).zip(&found.reals) {
-            if let Some(read) = read_real(real) {
-                reals.entry(real.service).or_default().push(PlacedReal { real: read, id, epoch: real.epoch });
-            }
-        }
-        for (key, service) in &found.services {
-            let Some(frontend) = frontend(key) else { continue };
-            let mut reals = reals.remove(&service.id).unwrap_or_default();
-            reals.sort_unstable_by_key(|placed| (placed.real.address, placed.real.port));
-            let region = (service.mask != 0)
-                .then(|| Region { block: service.block, blocks: (service.mask + 1) / BLOCK_SLOTS as u32 })
-                .filter(|region| tables.regions.reserve(*region));
-            let expected = region.map(|region| ring(&reals, region)).unwrap_or_default();
-            let ring = found.rings.get(&service.id).map_or(&[][..], Vec::as_slice);
-            let whole = region.is_some() == (service.mask != 0)
-                && ring == expected
-                && ring.is_empty() != reals.iter().any(active);
-            if !whole {
-                tables.dirty.insert(frontend);
-            }
-            let input = Service { reals: reals.iter().map(|placed| placed.real).collect() };
-            tables.applied.insert(frontend, Arc::new(input));
-            tables.services.insert(frontend, Placed { id: service.id, region, whole, reals });
-        }
-        tables.orphans = reals.into_values().flatten().map(|placed| placed.id).collect();
-        tables
-    }
-
     /// A service's place; `None` when it is not served.
     #[must_use]
     pub fn get(&self, frontend: &Frontend) -> Option<&Placed> {
@@ -160,263 +145,217 @@ impl Tables {
         &self.applied
     }
 
-    /// Sends the writes that lead to `new` to `write`, in their order. Refuses before the first one or not at all.
-    pub fn plan(&mut self, new: &Input, mut write: impl FnMut(Write)) -> Result<(), Refused> {
-        let old = self.applied.clone();
-        let mut gone = Vec::new();
-        let mut changed = std::mem::take(&mut self.dirty);
-        for item in old.diff(&new.services) {
-            match item {
-                DiffItem::Add(frontend, _) => _ = changed.insert(*frontend),
-                DiffItem::Update { new: (frontend, _), .. } => _ = changed.insert(*frontend),
-                DiffItem::Remove(frontend, _) => gone.push(*frontend),
-            }
-        }
-        changed.retain(|frontend| new.services.contains_key(frontend));
-        for region in std::mem::take(&mut self.retired) {
-            self.regions.give_back(region);
-        }
-        self.service_ids.settle();
-        self.real_ids.settle();
-        if let Err(refused) = self.room(&changed, new) {
-            self.dirty = changed;
-            return Err(refused);
-        }
+    #[must_use]
+    pub fn moved(&self) -> Moved {
+        Moved { now: self.ledger.moves.used() as u64, ..self.ledger.moved }
+    }
 
-        for id in std::mem::take(&mut self.orphans) {
-            self.forget(id, &mut write);
+    /// Whether [`Tables::settle`] would learn something from a count of what is alive.
+    #[must_use]
+    pub fn wants_census(&self) -> bool {
+        let Ledger { left, left_services, .. } = &self.ledger;
+        !(left.is_empty() && left_services.is_empty() && self.draining.is_empty() && self.restless.is_empty())
+    }
+
+    /// The services with a real that drains.
+    #[must_use]
+    pub fn draining(&self) -> &BTreeSet<Frontend> {
+        &self.draining
+    }
+
+    /// The reals that left since this was asked last.
+    pub fn take_departed(&mut self) -> Vec<Departed> {
+        std::mem::take(&mut self.departed)
+    }
+
+    /// Sends the writes that lead to `new` to `write`, in their order. Refuses before the first one or not at all.
+    /// `now` is the monotonic clock's; `hop` the way to an address as far as it is known.
+    pub fn plan(
+        &mut self,
+        new: &Input,
+        now: u64,
+        hop: &dyn Fn(IpAddr) -> abi::Hop,
+        mut write: impl FnMut(Write),
+    ) -> Result<(), Refused> {
+        let (changed, gone) = self.difference(new);
+        self.room(&changed, new, now)?;
+        self.found.clear();
+        let pen = &mut Pen { now, hop, write: &mut write };
+        let (came, went) = addresses(&self.announced, &new.announce);
+        for vip in went {
+            if let Some((word, bits)) = self.filter.remove(&vip.into()) {
+                pen.write(Write::Vips { word, bits });
+            }
+            pen.write(Write::RemoveService { key: ServiceKey::of_vip(vip.into()) });
         }
         for frontend in gone {
-            self.remove(&frontend, &mut write);
+            self.remove(&frontend, pen);
         }
         for frontend in changed {
-            self.change(frontend, &new.services[&frontend], &mut write);
+            self.change(frontend, &new.services[&frontend], pen);
+        }
+        for vip in came {
+            pen.write(Write::Service { key: ServiceKey::of_vip(vip.into()), value: VIP });
+            if let Some((word, bits)) = self.filter.add(&vip.into()) {
+                pen.write(Write::Vips { word, bits });
+            }
+        }
+        self.ledger.access -= self.orphans.len();
+        for (service, network) in std::mem::take(&mut self.orphans) {
+            pen.write(Write::Access { network: placed::access(service, network), value: None });
+        }
+        if std::mem::take(&mut self.unswept) {
+            for (word, bits) in self.filter.sweep() {
+                pen.write(Write::Vips { word, bits });
+            }
         }
         self.applied = new.services.clone();
+        self.announced = new.announce.clone();
         Ok(())
     }
 
-    /// Whether all new ids are to be had.
-    fn room(&self, changed: &BTreeSet<Frontend>, new: &Input) -> Result<(), Refused> {
-        let services = changed.iter().filter(|frontend| !self.services.contains_key(frontend)).count();
-        let reals: usize = changed
-            .iter()
-            .map(|frontend| {
-                let placed = self.services.get(frontend).map_or(&[][..], |placed| &placed.reals);
-                new.services[frontend].reals.iter().filter(|real| find(placed, real).is_none()).count()
-            })
-            .sum();
-        let full = |what, capacity| Err(Refused::Full { what, capacity });
-        match (services > self.service_ids.left(), reals > self.real_ids.left()) {
-            (true, _) => full("services", self.capacity.services),
-            (_, true) => full("reals", self.capacity.reals),
-            _ => Ok(()),
-        }
-    }
-
-    fn remove(&mut self, frontend: &Frontend, write: &mut impl FnMut(Write)) {
-        let Some(placed) = self.services.remove(frontend) else { return };
-        write(Write::RemoveService { key: key(frontend) });
-        self.retired.extend(placed.region);
-        self.service_ids.give_back(placed.id);
-        for real in placed.reals {
-            self.forget(real.id, write);
-        }
-    }
-
-    fn forget(&mut self, id: u32, write: &mut impl FnMut(Write)) {
-        // The epoch stays: the entry's next tenant gets the one after it.
-        let value = abi::Real { epoch: self.epochs[id as usize], ..abi::Real::default() };
-        write(Write::Real { id, value });
-        self.real_ids.give_back(id);
-    }
-
-    fn change(&mut self, frontend: Frontend, service: &Service, write: &mut impl FnMut(Write)) {
-        let before = self.services.remove(&frontend);
-        let id = before.as_ref().map_or_else(
-            || {
-                let id = self.service_ids.take().expect("room was made sure of");
-                write(Write::ResetService { id });
-                id
-            },
-            |placed| placed.id,
-        );
-        let old = before.as_ref().map_or(&[][..], |placed| &placed.reals);
-
-        // Reals that a slot may name from now on come first.
-        let mut reals = Vec::with_capacity(service.reals.len());
-        let mut later = Vec::new();
-        for real in &service.reals {
-            let placed = match find(old, real) {
-                Some(placed) => PlacedReal { real: *real, ..*placed },
-                None => {
-                    let id = self.real_ids.take().expect("room was made sure of");
-                    let epoch = &mut self.epochs[id as usize];
-                    *epoch = epoch.wrapping_add(1);
-                    write(Write::ResetReal { id });
-                    PlacedReal { real: *real, id, epoch: *epoch }
-                }
-            };
-            let value = Write::Real { id: placed.id, value: write_real(&placed, id) };
-            match find(old, real) {
-                Some(was) if was.real == *real => {}
-                _ if active(&placed) => write(value),
-                _ => later.push(value),
-            }
-            reals.push(placed);
-        }
-
-        let region = self.fill(frontend, id, before.as_ref(), &reals, write);
-
-        // Reals that no slot names any more come last.
-        later.into_iter().for_each(&mut *write);
-        let left: Vec<u32> =
-            old.iter().filter(|placed| find(&reals, &placed.real).is_none()).map(|placed| placed.id).collect();
-        for id in left {
-            self.forget(id, write);
-        }
-        self.services.insert(frontend, Placed { id, region, whole: true, reals });
-    }
-
-    /// Writes the ring, then shows it.
-    fn fill(
+    /// Does what became due: reals take their next step, moves end, ids come back. The census must be a fresh one.
+    pub fn settle(
         &mut self,
-        frontend: Frontend,
-        id: u32,
-        before: Option<&Placed>,
-        reals: &[PlacedReal],
-        write: &mut impl FnMut(Write),
-    ) -> Option<Region> {
-        let old = before.and_then(|placed| placed.region);
-        let blocks = reals.iter().any(active).then(|| (maglev::slots(reals.len()) / BLOCK_SLOTS) as u32);
-        let region = match (old, blocks) {
-            (_, None) => None,
-            (Some(old), Some(blocks)) if old.blocks == blocks => Some(old),
-            // Where the rings' map is full, a coarser ring is better than none.
-            (_, Some(blocks)) => {
-                let sizes = (0..).map(|halving| blocks >> halving).take_while(|blocks| *blocks > 0);
-                sizes.into_iter().find_map(|blocks| self.regions.take(blocks)).or(old)
+        now: u64,
+        census: Option<&Census>,
+        hop: &dyn Fn(IpAddr) -> abi::Hop,
+        mut write: impl FnMut(Write),
+    ) {
+        let pen = &mut Pen { now, hop, write: &mut write };
+        for frontend in std::mem::take(&mut self.restless) {
+            let Some(placed) = self.services.get_mut(&frontend) else { continue };
+            placed.settle(udp(&frontend), census, &mut self.ledger, pen);
+            if placed.restless() {
+                self.restless.insert(frontend);
             }
+        }
+        let Some(census) = census else { return };
+        let over = |left: &Left| left.since + GRACE <= census.at;
+        let ledger = &mut self.ledger;
+        let reals: Vec<_> = ledger
+            .left
+            .iter()
+            .filter(|(_, left)| over(left) && !census.names_real(left.id))
+            .map(|(name, left)| (*name, left.id))
+            .collect();
+        for (name, id) in reals {
+            ledger.left.remove(&name);
+            ledger.set_real(id, abi::Real::default(), pen);
+            ledger.reals.give_back(id, now);
+        }
+        // Reals refer to their services by id.
+        let needed: BTreeSet<u32> = ledger.left.keys().map(|(service, _)| *service).collect();
+        let services: Vec<_> = ledger
+            .left_services
+            .iter()
+            .filter(|(_, left)| over(left) && !census.names_service(left.id) && !needed.contains(&left.id))
+            .map(|(frontend, left)| (*frontend, left.id))
+            .collect();
+        for (frontend, id) in services {
+            ledger.left_services.remove(&frontend);
+            pen.write(Write::Frontend { id, value: abi::Frontend::default() });
+            ledger.services.give_back(id, now);
+        }
+    }
+
+    /// The way to an address is another one now.
+    pub fn set_hop(&mut self, address: IpAddr, hop: abi::Hop, mut write: impl FnMut(Write)) {
+        let pen = &mut Pen { now: 0, hop: &|_| hop, write: &mut write };
+        for id in self.ledger.with_address(address) {
+            let value = abi::Real { hop, ..self.ledger.real(id) };
+            self.ledger.set_real(id, value, pen);
+        }
+    }
+
+    /// The front ends that changed, and those that went.
+    fn difference(&self, new: &Input) -> (BTreeSet<Frontend>, Vec<Frontend>) {
+        let (mut changed, mut gone) = (self.found.clone(), Vec::new());
+        for item in self.applied.diff(&new.services) {
+            match item {
+                ordmap::DiffItem::Add(frontend, _) => _ = changed.insert(*frontend),
+                ordmap::DiffItem::Update { new: (frontend, _), .. } => _ = changed.insert(*frontend),
+                ordmap::DiffItem::Remove(frontend, _) => gone.push(*frontend),
+            }
+        }
+        changed.retain(|frontend| new.services.contains_key(frontend));
+        (changed, gone)
+    }
+
+    /// Whether all new entries are to be had.
+    fn room(&mut self, changed: &BTreeSet<Frontend>, new: &Input, now: u64) -> Result<(), Refused> {
+        let (mut services, mut reals, mut access) = (0, 0, self.ledger.access);
+        for frontend in changed {
+            let service = &new.services[frontend];
+            let placed = self.services.get(frontend);
+            let left = self.ledger.left_services.get(frontend).map(|left| left.id);
+            let id = placed.map(|placed| placed.id).or(left);
+            services += usize::from(id.is_none());
+            let (pairs, _) = pair(placed.map_or(&[], |placed| &placed.reals), &service.reals);
+            let stays = |real| id.is_some_and(|id| self.ledger.left.contains_key(&(id, name(real))));
+            let new = service.reals.iter().zip(pairs).filter(|(real, pair)| pair.is_none() && !stays(real));
+            reals += new.count();
+            if service.protection.allow.len() + service.protection.deny.len() > 0 {
+                let lists = guard::lists(&service.protection, frontend.vip.is_ipv4());
+                let known = |network| placed.is_some_and(|placed| placed.lists.contains_key(network));
+                access += lists.keys().filter(|network| !known(network)).count();
+            }
+        }
+        let Capacity { vips, access: lists, .. } = self.capacity;
+        let wants = [
+            ("services", services, self.ledger.services.left(now), self.capacity.services),
+            ("reals", reals, self.ledger.reals.left(now), self.capacity.reals),
+            ("addresses", new.announce.len(), vips as usize, vips),
+            ("networks in allow and deny lists", access, lists as usize, lists),
+        ];
+        match wants.into_iter().find(|(_, wanted, left, _)| wanted > left) {
+            Some((what, _, _, capacity)) => Err(Refused::Full { what, capacity }),
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, frontend: &Frontend, pen: &mut Pen<'_>) {
+        let Some(placed) = self.services.remove(frontend) else { return };
+        self.ledger.left_services.insert(*frontend, Left { id: placed.id, since: pen.now });
+        placed.leave(frontend, &mut self.ledger, pen, &mut self.departed);
+        self.restless.remove(frontend);
+        self.draining.remove(frontend);
+    }
+
+    fn change(&mut self, frontend: Frontend, service: &Service, pen: &mut Pen<'_>) {
+        let mut placed = self.services.remove(&frontend).unwrap_or_else(|| {
+            let left = self.ledger.left_services.remove(&frontend);
+            let id = left.map_or_else(
+                || {
+                    let id = self.ledger.services.take(pen.now).expect("room was made sure of");
+                    pen.write(Write::ResetService { id });
+                    id
+                },
+                |left| left.id,
+            );
+            Placed { id, ..Placed::default() }
+        });
+        placed.change(&frontend, service, &mut self.ledger, pen, &mut self.departed);
+        let mark = |set: &mut BTreeSet<Frontend>, marked| match marked {
+            true => set.insert(frontend),
+            false => set.remove(&frontend),
         };
-        let slots = region.map(|region| ring(reals, region)).unwrap_or_default();
-        let whole = before.is_some_and(|placed| placed.whole);
-        // In place only what differs.
-        let known = region.filter(|region| whole && old == Some(*region));
-        let known = known.and_then(|region| before.map(|placed| ring(&placed.reals, region))).unwrap_or_default();
-        let mut known = known.chunks(BLOCK_SLOTS);
-        for (block, slots) in (region.map_or(0, |region| region.block)..).zip(slots.chunks(BLOCK_SLOTS)) {
-            if known.next() != Some(slots) {
-                let value = RingBlock(slots.try_into().expect("rings are whole blocks"));
-                write(Write::Block { block, value: Box::new(value) });
-            }
+        mark(&mut self.restless, placed.restless());
+        mark(&mut self.draining, placed.drains());
+        self.services.insert(frontend, placed);
+    }
+}
+
+/// The VIPs that came and that went.
+fn addresses(old: &OrdSet<IpAddr>, new: &OrdSet<IpAddr>) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let (mut came, mut went) = (Vec::new(), Vec::new());
+    for item in old.diff(new) {
+        match item {
+            ordset::DiffItem::Add(address) => came.push(*address),
+            ordset::DiffItem::Remove(address) => went.push(*address),
         }
-        if !whole || old != region {
-            let value = region.map_or(abi::Service { id, block: 0, mask: 0 }, |region| abi::Service {
-                id,
-                block: region.block,
-                mask: region.blocks * BLOCK_SLOTS as u32 - 1,
-            });
-            write(Write::Service { key: key(&frontend), value });
-            self.retired.extend(old.filter(|old| Some(*old) != region));
-        }
-        region
     }
-}
-
-fn active(placed: &PlacedReal) -> bool {
-    placed.real.state == RealState::Active
-}
-
-fn find<'a>(reals: &'a [PlacedReal], real: &Real) -> Option<&'a PlacedReal> {
-    reals.iter().find(|placed| placed.real.address == real.address && placed.real.port == real.port)
-}
-
-/// The real ids in the ring's slots.
-fn ring(reals: &[PlacedReal], region: Region) -> Vec<u32> {
-    let active: Vec<&PlacedReal> = reals.iter().filter(|placed| active(placed)).collect();
-    let named: Vec<(SocketAddr, u16)> = active
-        .iter()
-        .map(|placed| (SocketAddr::new(placed.real.address, placed.real.port), placed.real.weight))
-        .collect();
-    let ring = maglev::ring(&named, region.blocks as usize * BLOCK_SLOTS);
-    ring.into_iter().map(|index| active[index as usize].id).collect()
-}
-
-#[must_use]
-pub fn key(frontend: &Frontend) -> ServiceKey {
-    let protocol = match frontend.protocol {
-        Protocol::Tcp => abi::TCP,
-        Protocol::Udp => abi::UDP,
-    };
-    ServiceKey { vip: frontend.vip.into(), port: frontend.port, protocol, pad: 0 }
-}
-
-fn frontend(key: &ServiceKey) -> Option<Frontend> {
-    let protocol = match key.protocol {
-        abi::TCP => Protocol::Tcp,
-        abi::UDP => Protocol::Udp,
-        _ => return None,
-    };
-    Some(Frontend { vip: key.vip.into(), port: key.port, protocol })
-}
-
-fn read_real(real: &abi::Real) -> Option<Real> {
-    let state = match real.state {
-        abi::Real::ACTIVE => RealState::Active,
-        abi::Real::DRAINING => RealState::Draining,
-        _ => return None,
-    };
-    Some(Real { address: real.address.into(), port: real.port, weight: real.weight, state })
-}
-
-fn write_real(placed: &PlacedReal, service: u32) -> abi::Real {
-    abi::Real {
-        address: placed.real.address.into(),
-        service,
-        epoch: placed.epoch,
-        port: placed.real.port,
-        weight: placed.real.weight,
-        state: if active(placed) { abi::Real::ACTIVE } else { abi::Real::DRAINING },
-    }
-}
-
-/// Numbers below a capacity. What comes back is given away again after everything else, and never in the same plan.
-#[derive(Clone, Debug)]
-struct Ids {
-    next: u32,
-    free: VecDeque<u32>,
-    returned: Vec<u32>,
-    capacity: u32,
-}
-
-impl Ids {
-    fn without(used: impl Iterator<Item = u32>, capacity: u32) -> Self {
-        let used: BTreeSet<u32> = used.collect();
-        let next = used.last().map_or(0, |last| last + 1);
-        let free = (0..next).filter(|id| !used.contains(id)).collect();
-        Self { next, free, returned: Vec::new(), capacity }
-    }
-
-    fn left(&self) -> usize {
-        (self.capacity - self.next) as usize + self.free.len()
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        if self.next < self.capacity {
-            self.next += 1;
-            return Some(self.next - 1);
-        }
-        self.free.pop_front()
-    }
-
-    fn give_back(&mut self, id: u32) {
-        self.returned.push(id);
-    }
-
-    /// A new plan begins: what the one before gave back may be had.
-    fn settle(&mut self) {
-        self.free.extend(self.returned.drain(..));
-    }
+    (came, went)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, Mode},
-    maps::{Maps, survivors},
+    maps::{Maps, sizes, survivors},
     network::Link,
     report::Attached,
 };
@@ -45,7 +45,9 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
     prepare(&config.pin_dir)?;
     let adopted = survivors(&config.pin_dir)?;
     let mut loader = EbpfLoader::new();
-    loader.map_max_entries(map::FLOWS, config.flows).map_max_entries(map::REVERSES, config.flows);
+    for (name, entries) in sizes(config.local_addresses.len())? {
+        loader.map_max_entries(name, entries);
+    }
     for name in map::ALL {
         let path = config.pin_dir.join(name);
         // aya does not ask a pinned map for its size.
@@ -242,7 +244,7 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
             "loading the XDP program was refused: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
         ),
         Some(libc::ENOSYS) => error.context("this kernel was built without BPF, which layer 4 needs"),
-        Some(libc::ENOMEM) => error.context("no memory for the maps: lower l4.flows"),
+        Some(libc::ENOMEM) => error.context("no memory for the maps: each of l4.local_addresses takes 4 MB"),
         _ => error.context("loading the XDP program"),
     }
 }

@@ -30,7 +30,6 @@ fn plane_process() {
     let Ok(pin_dir) = std::env::var("L4_TEST_PIN_DIR") else { return };
     let config = Config {
         pin_dir: pin_dir.into(),
-        flows: 4096,
         local_addresses: vec!["10.77.101.1".parse().unwrap(), "fd77:0:101::1".parse().unwrap()],
         interfaces: vec![std::env::var("L4_TEST_INTERFACE").unwrap_or_else(|_| "eth0".into())],
         ..Config::default()
@@ -86,7 +85,10 @@ fn parse(line: &str) -> Input {
         };
         let reals = reals.split(',').filter(|text| !text.is_empty()).map(real).collect();
         announce.insert(front.ip());
-        services.insert(Frontend { vip: front.ip(), port: front.port(), protocol }, Arc::new(Service { reals }));
+        services.insert(
+            Frontend { vip: front.ip(), port: front.port(), protocol },
+            Arc::new(Service { reals, ..Service::default() }),
+        );
     }
     input.announce = announce;
     input.services = services;

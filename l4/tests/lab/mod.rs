@@ -118,7 +118,7 @@ impl Lab {
         let pass = switch.run(|| {
             let mut ebpf = EbpfLoader::new()
                 .map_max_entries("flows", 16)
-                .map_max_entries("reverses", 16)
+                .map_max_entries("records", 16)
                 .map_max_entries("rings", 16)
                 .map_max_entries("reals", 16)
                 .map_max_entries("real_counts", 16)
