@@ -204,7 +204,6 @@ impl Maps {
             locals_v4: new.v4.len() as u32,
             locals_v6: new.v6.len() as u32,
             first_v6: new.first_v6,
-            log_mask: if self.now.layout == 0 { u32::MAX } else { self.now.log_mask },
             services: (self.service_counters.len() / self.cpus) as u32,
             reals: (self.real_counters.len() / self.cpus) as u32,
             tunnel_v4: tunnel(true),
@@ -251,12 +250,6 @@ impl Maps {
     /// The next hops in `reals` hold until then, by the monotonic clock.
     pub fn believe_hops(&mut self, until: u64) -> anyhow::Result<()> {
         self.now.hops_until = until;
-        self.write_settings()
-    }
-
-    /// One of 2^n new flows is logged, by the bits of the mask.
-    pub fn log(&mut self, mask: u32) -> anyhow::Result<()> {
-        self.now.log_mask = mask;
         self.write_settings()
     }
 

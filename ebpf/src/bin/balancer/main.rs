@@ -18,14 +18,13 @@ use crate::{frame::Frame, maps::Maps};
 /// The balancer.
 #[xdp]
 pub fn balance(context: XdpContext) -> u32 {
-    let captured = capture::wanted();
-    if captured {
-        capture::arriving(&context);
-    }
+    let capturing = capture::wanted();
+    let arrived = if capturing { capture::arriving(context.ctx) } else { 0 };
     let maps = Maps::<false> { context: context.ctx };
-    let action = act(tidegate_ebpf::balance(&mut Frame(context.ctx), &maps));
-    if captured {
-        capture::leaving(&context, action);
+    let verdict = tidegate_ebpf::balance(&mut Frame(context.ctx), &maps);
+    let action = act(verdict);
+    if capturing {
+        capture::leaving(context.ctx, action, detail(verdict), arrived);
     }
     action
 }
@@ -51,6 +50,16 @@ fn act(verdict: Verdict) -> u32 {
         Verdict::Transmit => xdp_action::XDP_TX,
         // SAFETY: a helper without pointers; an interface that is gone makes it answer XDP_ABORTED.
         Verdict::Redirect(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+    }
+}
+
+/// What a capture tells beside the action.
+#[inline(always)]
+fn detail(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Drop(reason) => reason as u32,
+        Verdict::Redirect(ifindex) => ifindex,
+        Verdict::Pass | Verdict::Transmit => 0,
     }
 }
 
