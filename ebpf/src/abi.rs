@@ -534,7 +534,7 @@ mod user {
             unsafe impl aya::Pod for $type {}
         )*};
     }
-    pod!(Address AccessKeyData Counters Event FilterWord Flow Fragment FragmentKey Frontend Limits Move Real RecordLine
+    pod!(Address AccessKeyData Captured Counters Event FilterWord Flow Fragment FragmentKey Frontend Limits Move Real RecordLine
          RingBlock Service ServiceKey Settings SourceKey Trace Tuple Watch);
 }
 

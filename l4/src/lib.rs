@@ -28,6 +28,7 @@ mod mapped;
 pub mod maps;
 mod neighbours;
 pub mod network;
+pub mod see;
 mod stats;
 pub mod xdp;
 

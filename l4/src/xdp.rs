@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::MapData,
     programs::{
         ProgramError, Xdp, XdpMode,
@@ -58,6 +58,9 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         loader.map_pin_path(name, path);
     }
     let mut ebpf = loader.load(object).map_err(|error| explain(error.into()))?;
+    if let Err(error) = pin_explain(&mut ebpf, &config.pin_dir) {
+        warn!("`tidegate l4 explain` will not work: {error:#}");
+    }
     let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
     let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
     program.load().map_err(|error| explain(error.into()))?;
@@ -83,7 +86,7 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         // Only what this room pinned.
-        if map::ALL.contains(&&*name) || name.starts_with(LINK_PREFIX) {
+        if map::ALL.contains(&&*name) || name.starts_with(EXPLAIN) || name.starts_with(LINK_PREFIX) {
             fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
         }
     }
@@ -153,6 +156,36 @@ fn forwarding(interface: &str) -> anyhow::Result<()> {
     }
     set(format!("/proc/sys/net/ipv4/conf/{interface}/forwarding"), "1")?;
     set(format!("/proc/sys/net/ipv6/conf/{interface}/forwarding"), "1")
+}
+
+/// The program that says what `balance` would do, pinned beside the maps that both look at.
+pub(crate) const EXPLAIN: &str = "explain";
+
+/// By a rename: whoever asks finds the old one or the new one.
+fn pin_explain(ebpf: &mut Ebpf, folder: &Path) -> anyhow::Result<()> {
+    let program: &mut Xdp = ebpf.program_mut(EXPLAIN).context("the XDP object has no program `explain`")?.try_into()?;
+    program.load().map_err(|error| explain(error.into()))?;
+    let (new, path) = (folder.join(format!("{EXPLAIN}-new")), folder.join(EXPLAIN));
+    // One that was left behind half-way.
+    let _ = fs::remove_file(&new);
+    program.pin(&new).with_context(|| format!("pinning {}", new.display()))?;
+    fs::rename(&new, &path).with_context(|| format!("putting {} in place", path.display()))
+}
+
+/// The interfaces that the program is attached to, by the pins of its links.
+pub(crate) fn attached(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            // link-NAME-INDEX-MODE, and NAME may have hyphens.
+            Some(name.strip_prefix(LINK_PREFIX)?.rsplitn(3, '-').nth(2)?.to_owned())
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
 }
 
 const LINK_PREFIX: &str = "link-";

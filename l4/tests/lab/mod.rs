@@ -5,6 +5,8 @@
 
 #![allow(unreachable_pub, dead_code, reason = "each test file uses a part of it")]
 
+pub mod kernel;
+
 use std::{
     fs::File,
     os::fd::AsRawFd,
