@@ -18,7 +18,7 @@ use crate::{
     dns_load::{Expect, Load},
     figures::{Better, Figure, OURS, Outcome, Samples, in_turns},
     machine::{Cores, Watch, stay_on},
-    peers::{self, Peer, fill},
+    peers::{self, Peer},
     server::Server,
 };
 
@@ -129,12 +129,7 @@ fn start(
     cores: Cores,
     prepare: impl FnOnce(&Path, SocketAddr) -> anyhow::Result<(PathBuf, Vec<String>)>,
 ) -> anyhow::Result<Contender> {
-    let dir = dir.join(name);
-    std::fs::create_dir_all(&dir)?;
-    let address = SocketAddr::from(([127, 0, 0, 1], peers::free_port()?));
-    let (program, arguments) = prepare(&dir, address)?;
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut server = Server::start(name, &dir, cores.server, &program, &arguments)?;
+    let (mut server, address) = Server::start_at_a_port(name, dir, cores.server, prepare)?;
     let mut loads = Vec::new();
     for case in &CASES {
         let mut load = Load::new(address, (0..NAMES).map(case.name))?;
@@ -164,11 +159,8 @@ fn gdnsd(dir: &Path, address: SocketAddr) -> anyhow::Result<(PathBuf, Vec<String
 }
 
 fn configure(dir: &Path, address: SocketAddr, file: &str, template: &str) -> anyhow::Result<String> {
-    let (dir_text, ip, port) = (dir.display().to_string(), address.ip().to_string(), address.port().to_string());
-    let text = fill(template, &[("dir", &dir_text), ("ip", &ip), ("port", &port), ("origin", ORIGIN)]);
-    let path = dir.join(file);
-    std::fs::write(&path, text)?;
-    Ok(path.display().to_string())
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    peers::configure(dir, file, template, &[("ip", &ip), ("port", &port), ("origin", ORIGIN)])
 }
 
 /// The same names for the peers, as a master file.

@@ -39,6 +39,8 @@ pub(crate) struct Outcome {
     pub(crate) rows: Vec<Row>,
     /// One for each turn.
     pub(crate) disturbances: Vec<Disturbance>,
+    /// Where another table begins, and what it is about. None: it is one table.
+    pub(crate) titles: Vec<(usize, &'static str)>,
     /// What a reader must know: peers that are missing, turns that were not saturated.
     pub(crate) notes: Vec<String>,
 }
@@ -109,6 +111,11 @@ pub(crate) fn median(samples: &[f64]) -> Option<f64> {
 }
 
 impl Outcome {
+    /// The rows from here on have a table, and peers, of their own.
+    pub(crate) fn begin(&mut self, title: &'static str) {
+        self.titles.push((self.rows.len(), title));
+    }
+
     /// Says of each contender what it did not answer well, over all turns.
     pub(crate) fn note_failures(&mut self, failures: &BTreeMap<String, u64>) {
         for (name, count) in failures.iter().filter(|(_, count)| **count > 0) {
@@ -129,7 +136,14 @@ impl Outcome {
 
     /// The page for people.
     pub(crate) fn page(&self, bench: &str, machine: &Machine) -> String {
-        let mut page = format!("bench {bench}\n\n{}", table(&self.rows));
+        let mut page = format!("bench {bench}\n");
+        let (mut rows, mut at) = (self.rows.as_slice(), 0);
+        let ends = self.titles.iter().skip(1).map(|(end, _)| *end).chain([self.rows.len()]);
+        for (end, title) in ends.zip(self.titles.iter().map(|(_, title)| Some(title)).chain([None])) {
+            let (those, rest) = rows.split_at(end - at);
+            (rows, at) = (rest, end);
+            let _ = write!(page, "\n{}{}", title.map(|title| format!("{title}\n")).unwrap_or_default(), table(those));
+        }
         let _ = write!(page, "\n{machine}");
         if let Some(disturbance) = Disturbance::summary(&self.disturbances) {
             let _ = write!(page, "\n{disturbance}");
@@ -261,6 +275,29 @@ mod tests {
         })
         .expect("no turn fails");
         assert_eq!(order.join(""), "abcbcacab");
+    }
+
+    #[test]
+    fn each_title_begins_a_table_with_peers_of_its_own() {
+        let row = |case: &str, peer: &str| Row {
+            case: case.into(),
+            peers: BTreeMap::from([(peer.into(), 1.0)]),
+            ..samples().row("dns", FIGURE).expect("ours is there")
+        };
+        let mut outcome = Outcome::default();
+        outcome.begin("alone");
+        outcome.rows.extend([row("first", "knot"), row("second", "knot")]);
+        outcome.begin("together");
+        outcome.rows.push(row("third", "nsd"));
+        let page = outcome.page("dns", &Machine::look());
+        let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text} in {page}"));
+        let order = ["alone", "knot", "first", "second", "together", "nsd", "third", "machine:"].map(at);
+        assert!(order.is_sorted(), "{page}");
+        assert_eq!(page.matches("knot").count(), 1, "{page}");
+
+        outcome.titles.clear();
+        let page = outcome.page("dns", &Machine::look());
+        assert!(page.contains("knot") && page.contains("third"), "{page}");
     }
 
     #[test]

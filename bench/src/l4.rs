@@ -32,6 +32,11 @@ use crate::{
 };
 
 const KATRAN: &str = "katran*";
+/// What was subtracted: how quick this machine is beside the one where Katran was measured.
+const LAYING: &str = "laying a frame, already subtracted";
+/// On processors whose returns must be guarded against speculation, this is several times what it is on others.
+const CALL: &str = "one call of a helper, as in each look-up";
+const KATRAN_LAYING: f64 = 7.0;
 /// A flow that Katran remembers takes so many bytes of its LRU map.
 const KATRAN_BYTES: f64 = 121.0;
 
@@ -42,9 +47,13 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     );
     let mut outcome = Outcome::default();
     peers::provide(&mut outcome.notes);
+    outcome.begin("The program alone, by path");
     by_path(settings, &mut outcome)?;
+    outcome.begin("Packets through a link");
     live::measure(settings, &mut outcome)?;
+    outcome.begin("Requests end to end");
     ends::measure(settings, &mut outcome)?;
+    outcome.begin("A change of the reals");
     control::measure(settings, &mut outcome)?;
     Ok(outcome)
 }
@@ -80,6 +89,8 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
             match desk.turn(*row) {
                 Ok(turn) => {
                     samples.add(path.case, OURS, turn.ns);
+                    samples.add(LAYING, OURS, turn.laying);
+                    samples.add(CALL, OURS, desk.helper_call()?);
                     dropped.insert(path.case, turn.dropped);
                 }
                 Err(problem) => _ = left_out.insert(path.case, format!("{problem:#}")),
@@ -91,6 +102,12 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
             let figure = Figure { case: path.case, unit: "ns", better: Better::Less, goal: path.goal };
             let Some(mut row) = samples.row("l4", figure) else { continue };
             row.peers.extend(path.katran.map(|ns| (KATRAN.to_owned(), ns)));
+            outcome.rows.push(row);
+        }
+        for (case, katran) in [(LAYING, Some(KATRAN_LAYING)), (CALL, None)] {
+            let figure = Figure { case, unit: "ns", better: Better::Less, goal: None };
+            let Some(mut row) = samples.row("l4", figure) else { continue };
+            row.peers.extend(katran.map(|ns| (KATRAN.to_owned(), ns)));
             outcome.rows.push(row);
         }
         let reasons: BTreeSet<&String> = left_out.values().collect();
@@ -111,7 +128,8 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
             .into(),
     );
     outcome.notes.push(
-        "katran*: measured before with the same method on a machine of this kind (IPIP, 100 reals), not in this run"
+        "katran*: not of this run, but measured before by the same method (IPIP, 100 reals) on two cores of an Intel Xeon \
+         with Linux 6.18"
             .into(),
     );
     Ok(())

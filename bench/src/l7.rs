@@ -19,7 +19,7 @@ use crate::{
     Settings,
     figures::{Better, Figure, OURS, Outcome, Samples, in_turns},
     machine::{Cores, Watch},
-    peers::{self, Peer, fill},
+    peers::{self, Peer},
     server::Server,
     wrk::{Load, WRK},
 };
@@ -126,12 +126,7 @@ fn start(
     core: usize,
     prepare: impl FnOnce(&Path, SocketAddr) -> anyhow::Result<(PathBuf, Vec<String>)>,
 ) -> anyhow::Result<Contender> {
-    let dir = dir.join(name);
-    std::fs::create_dir_all(&dir)?;
-    let address = SocketAddr::from(([127, 0, 0, 1], peers::free_port()?));
-    let (program, arguments) = prepare(&dir, address)?;
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut server = Server::start(name, &dir, core, &program, &arguments)?;
+    let (mut server, address) = Server::start_at_a_port(name, dir, core, prepare)?;
     server.wait_until(|| answers(address))?;
     Ok(Contender { server, address })
 }
@@ -143,12 +138,9 @@ fn configure(
     template: &str,
     more: &[(&str, &str)],
 ) -> anyhow::Result<String> {
-    let (dir_text, ip, port) = (dir.display().to_string(), address.ip().to_string(), address.port().to_string());
-    let body = "x".repeat(BODY);
-    let values = [&[("dir", dir_text.as_str()), ("ip", &ip), ("port", &port), ("body", &body)], more].concat();
-    let path = dir.join(file);
-    std::fs::write(&path, fill(template, &values))?;
-    Ok(path.display().to_string())
+    let (ip, port, body) = (address.ip().to_string(), address.port().to_string(), "x".repeat(BODY));
+    let values = [&[("ip", ip.as_str()), ("port", &port), ("body", &body)], more].concat();
+    peers::configure(dir, file, template, &values)
 }
 
 /// Whether one request is answered by the server behind.

@@ -19,6 +19,8 @@ pub(crate) struct Machine {
     model: String,
     kernel: String,
     load_before: String,
+    /// What the kernel does against speculation in its jumps and returns, which costs each of its calls.
+    guards: String,
     build: &'static str,
 }
 
@@ -34,6 +36,13 @@ impl Machine {
             model,
             kernel: read("/proc/sys/kernel/osrelease").trim().into(),
             load_before: load_average(),
+            guards: ["spectre_v2", "retbleed", "spec_rstack_overflow"]
+                .map(|name| read(&format!("/sys/devices/system/cpu/vulnerabilities/{name}")))
+                .iter()
+                .map(|text| first(text))
+                .filter(|guard| !guard.is_empty() && *guard != "Not affected")
+                .collect::<Vec<_>>()
+                .join(", "),
             build: if cfg!(debug_assertions) { "not optimised" } else { "optimised" },
         }
     }
@@ -41,10 +50,16 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cores, model, kernel, load_before, build } = self;
-        write!(f, "machine: {cores} cores, {model}, Linux {kernel}; our build is {build}; ")?;
+        let Self { cores, model, kernel, load_before, guards, build } = self;
+        write!(f, "machine: {cores} cores, {model}, Linux {kernel} (speculation: {guards}); our build is {build}; ")?;
         write!(f, "load average {load_before} before, {} after", load_average())
     }
+}
+
+/// Of a list, what comes first.
+fn first(text: &str) -> &str {
+    let (_, after) = text.trim().split_once(": ").unwrap_or(("", text.trim()));
+    after.split([';', ',']).next().unwrap_or(after)
 }
 
 fn load_average() -> String {
@@ -202,6 +217,18 @@ mod tests {
         let watch = Watch::start(&[]).expect("a watch");
         let turn = watch.stop().expect("a turn");
         assert!((0.0..=1.5).contains(&turn.stolen), "{turn:?}");
+    }
+
+    #[test]
+    fn of_what_the_kernel_says_about_a_flaw_the_guard_remains() {
+        for (text, guard) in [
+            ("Mitigation: Retpolines; STIBP: disabled; RSB filling", "Retpolines"),
+            ("Vulnerable: Safe RET, no microcode\n", "Safe RET"),
+            ("Not affected\n", "Not affected"),
+            ("", ""),
+        ] {
+            assert_eq!(first(text), guard);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod events;
 mod figures;
 mod l4;
 mod l7;
+mod lvs;
 mod machine;
 mod peers;
 mod server;
@@ -31,6 +32,7 @@ const BENCHES: &[Bench] = &[
     Bench { name: "l4", about: "packets through the balancer, beside nft, haproxy and nginx", run: l4::run },
     Bench { name: "l7", about: "requests through the proxy, beside nginx and haproxy", run: l7::run },
     Bench { name: "dns", about: "answers of the DNS plane, beside knot, nsd and gdnsd", run: dns::run },
+    Bench { name: "lvs", about: "instructions of a packet, beside IPVS and nft in one guest", run: lvs::run },
 ];
 
 struct Bench {
@@ -63,30 +65,40 @@ struct Arguments {
     /// What to measure.
     #[arg(default_value = "")]
     what: String,
-    /// Under a minute: fewer and shorter turns.
+    /// A minute or two: fewer and shorter turns.
     #[arg(long)]
     quick: bool,
     /// Also write the rows as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(subcommand)]
-    serve: Option<Serve>,
+    verb: Option<Verb>,
 }
 
-/// Ours, as a process of its own: a bench starts itself again with one of these.
+/// Ours, as a process of its own: a bench starts itself again with one of these. And what is no comparison.
 #[derive(Subcommand)]
-enum Serve {
+enum Verb {
     #[command(hide = true)]
     ServeDns { address: SocketAddr, names: usize },
     #[command(hide = true)]
     ServeL7 { address: SocketAddr, upstream: SocketAddr },
+    /// Checks how many instructions each path of the balancer takes against `budget.toml`.
+    Budgets {
+        /// Write the figures of now into it.
+        #[arg(long)]
+        update: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
+    if std::process::id() == 1 {
+        return lvs::guest();
+    }
     let arguments = Arguments::parse();
-    match arguments.serve {
-        Some(Serve::ServeDns { address, names }) => return dns::serve(address, names),
-        Some(Serve::ServeL7 { address, upstream }) => return l7::serve(address, upstream),
+    match arguments.verb {
+        Some(Verb::ServeDns { address, names }) => return dns::serve(address, names),
+        Some(Verb::ServeL7 { address, upstream }) => return l7::serve(address, upstream),
+        Some(Verb::Budgets { update }) => return lvs::budgets(update),
         None => {}
     }
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == arguments.what) else {
@@ -98,7 +110,8 @@ fn main() -> anyhow::Result<()> {
         };
         bail!("{said}; there are:\n{}", list.join("\n"));
     };
-    if cfg!(debug_assertions) {
+    // What runs in a kernel is the same in every build.
+    if cfg!(debug_assertions) && bench.name != "lvs" {
         eprintln!(
             "this build is not optimised: ours comes out too slow. `cargo xtask bench {}` builds what is shipped",
             bench.name
@@ -117,4 +130,19 @@ fn write_json(file: &Path, outcome: &Outcome) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(&outcome.rows)?;
     text.push('\n');
     std::fs::write(file, text).with_context(|| format!("writing the rows to {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_begins_with_a_row_for_each_bench() {
+        let readme = include_str!("../README.md");
+        let rows =
+            readme.lines().skip_while(|line| !line.starts_with("| `")).take_while(|line| line.starts_with("| `"));
+        let named: Vec<&str> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+        let there: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        assert_eq!(named, there, "`cargo xtask bench` knows what it may be asked for by the README");
+    }
 }

@@ -96,8 +96,17 @@ impl Drop for NoServices {
 }
 
 /// A peer's configuration from its template: `{name}` becomes the value of that name.
-pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
+fn fill(template: &str, values: &[(&str, &str)]) -> String {
     values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
+}
+
+/// Writes `file` into `dir` from its template, for which `{dir}` is known too; its path, as an argument.
+pub(crate) fn configure(dir: &Path, file: &str, template: &str, values: &[(&str, &str)]) -> anyhow::Result<String> {
+    let place = dir.display().to_string();
+    let path = dir.join(file);
+    let text = fill(template, &[&[("dir", place.as_str())], values].concat());
+    std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path.display().to_string())
 }
 
 /// A port of 127.0.0.1 that nobody has, for UDP and TCP.

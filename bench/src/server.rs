@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    path::Path,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::machine::processor_time;
+use crate::{machine::processor_time, peers::free_port};
 
 /// How long a server may take to end by itself, and to begin.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) struct Server {
     pub(crate) name: String,
     child: Child,
-    log: std::path::PathBuf,
+    log: PathBuf,
 }
 
 impl Server {
@@ -49,6 +50,22 @@ impl Server {
             .spawn()
             .with_context(|| format!("starting {name} by setpriv and taskset (package util-linux)"))?;
         Ok(Self { name: name.into(), child, log })
+    }
+
+    /// Starts one that listens at a port of 127.0.0.1. What it needs is put into `dir/<name>` by `prepare`, which gives its
+    /// program and arguments.
+    pub(crate) fn start_at_a_port(
+        name: &str,
+        dir: &Path,
+        core: usize,
+        prepare: impl FnOnce(&Path, SocketAddr) -> anyhow::Result<(PathBuf, Vec<String>)>,
+    ) -> anyhow::Result<(Self, SocketAddr)> {
+        let dir = dir.join(name);
+        std::fs::create_dir_all(&dir)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let (program, arguments) = prepare(&dir, address)?;
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Ok((Self::start(name, &dir, core, &program, &arguments)?, address))
     }
 
     /// Waits until `answers` says yes.

@@ -200,7 +200,7 @@ mod tests {
             ("[api]\nlisen = ['127.0.0.1:1']\n", &["a.toml:2", "api.lisen", "did you mean `listen`"]),
             ("[mararthon]\nurls = []\n", &["a.toml:1", "mararthon", "did you mean `marathon`"]),
             ("\nzzzzzz = 1\n", &["a.toml:2", "zzzzzz", "known here:", "domain"]),
-            ("[l4]\nflows = 'many'\n", &["a.toml:2", "l4.flows", "expected u32"]),
+            ("ttl_s = 'many'\n", &["a.toml:1", "ttl_s", "expected u32"]),
             ("[l4]\nmode = 'fast'\n", &["a.toml:2", "l4.mode", "fast", "native"]),
             ("[vips]\ninternal = ['10.0.0.0/33']\n", &["a.toml:2", "vips.internal"]),
             ("[dns]\nlisten = ['0.0.0.0']\n", &["a.toml:2", "dns.listen", "socket address"]),

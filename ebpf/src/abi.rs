@@ -21,7 +21,7 @@ pub const LAYOUT: u32 = 2;
 
 /// The maps by their pinned names.
 pub mod map {
-    /// `Array<Settings>`, one entry.
+    /// `Array<Settings>`, one entry, mapped.
     pub const SETTINGS: &str = "settings";
     /// `Array<FilterWord>`, mapped: which addresses may be ours, by [`super::filter_bit`].
     pub const FILTER: &str = "filter";
@@ -31,6 +31,9 @@ pub mod map {
     pub const LOCAL_INDEX: &str = "local_index";
     /// `Hash<ServiceKey, Service>`; with port 0 and protocol 0: the VIP itself.
     pub const SERVICES: &str = "services";
+    /// `Array<Head>`, mapped: services and FULLNAT sources again, each at the place that [`super::Head::place`] says if
+    /// no other has it.
+    pub const HEADS: &str = "heads";
     /// `Array<Frontend>` by service id: what a service's clients see.
     pub const FRONTENDS: &str = "frontends";
     /// `Array<Real>` by real id.
@@ -67,13 +70,18 @@ pub mod map {
     pub const CAPTURED: &str = "captured";
     /// `Array<Trace>`, one entry: what the program `explain` found out.
     pub const TRACE: &str = "trace";
+    /// `Array<u64>`, one entry, mapped: the program `beat` writes its clock there.
+    pub const CLOCK: &str = "clock";
+    /// `ProgramArray`, one entry: the program `rest`. Pinned as long as the program that is attached, and never adopted.
+    pub const PROGRAMS: &str = "programs";
 
-    pub const ALL: [&str; 23] = [
+    pub const ALL: [&str; 25] = [
         SETTINGS,
         FILTER,
         LOCALS,
         LOCAL_INDEX,
         SERVICES,
+        HEADS,
         FRONTENDS,
         REALS,
         RINGS,
@@ -92,6 +100,7 @@ pub mod map {
         WATCH,
         CAPTURED,
         TRACE,
+        CLOCK,
     ];
 }
 
@@ -101,6 +110,8 @@ pub mod capacity {
     pub const SERVICES: usize = 16_384;
     /// 10,000 services of 10 reals are promised.
     pub const REALS: usize = 131_072;
+    /// Twice the services: few have to share a place. A power of two. 2 MB.
+    pub const HEADS: usize = 32_768;
     /// 10,000 rings of 1,024 slots fill 160,000 blocks. 48 MB.
     pub const RING_BLOCKS: usize = 196_608;
     /// A real that leaves a service of N reals takes N - 1.
@@ -234,12 +245,15 @@ pub struct Settings {
     pub locals_v6: u32,
     /// The local index of the first IPv6 one; IPv4 begins at 0.
     pub first_v6: u32,
-    /// Until when the next hops in `reals` may be believed, ns of the coarse monotonic clock. User space pushes it
-    /// ahead while it watches routes and neighbours; when it dies, the kernel is asked instead.
+    /// Until when the next hops in `reals` may be believed, ns of the program's clock. User space has the program `beat`
+    /// push it ahead while it watches routes and neighbours; when it dies, the kernel is asked instead.
     pub hops_until: u64,
     /// Service and real ids below these have counters: entry `cpu * services + id`.
     pub services: u32,
     pub reals: u32,
+    /// ns of a jiffy: the program's clock counts jiffies, which it reads without a call.
+    pub jiffy: u32,
+    pub pad: u32,
     /// Where tunnelled packets come from, by family.
     pub tunnel_v4: Address,
     pub tunnel_v6: Address,
@@ -331,6 +345,32 @@ impl Service {
     pub const SERVICE_RATE: u8 = 8;
     /// SYNs above a rate are answered with cookies (FULLNAT, TCP).
     pub const COOKIES: u8 = 16;
+}
+
+/// A service, or a FULLNAT source, where the usual packet finds it by one look: a line of a table in which everybody
+/// has one place. Who finds it taken is found in `services` or `local_index` alone.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Head {
+    /// All zeros: nobody's. With [`Head::LOCAL`] as its protocol: a FULLNAT source.
+    pub key: ServiceKey,
+    /// Of a FULLNAT source: `id` is its local index.
+    pub service: Service,
+    pub pad: [u32; 6],
+}
+
+impl Head {
+    pub const LOCAL: u8 = 255;
+
+    #[inline(always)]
+    #[must_use]
+    pub fn place(key: &ServiceKey) -> u32 {
+        let [a, b, c, d] = key.vip.0;
+        let port = (key.port as u32) << 8 | key.protocol as u32;
+        let fold = u64::from(a ^ c ^ port) << 32 | u64::from(b ^ d);
+        let mixed = (fold ^ fold >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 49) as u32
+    }
 }
 
 /// What a service's clients see.
@@ -509,7 +549,8 @@ impl Reason {
 
 // A changed size means a new LAYOUT.
 const _: () = {
-    assert!(size_of::<Settings>() == 64);
+    assert!(size_of::<Settings>() == 72);
+    assert!(size_of::<Head>() == 64 && capacity::HEADS == 1 << 15);
     assert!(size_of::<FilterWord>() == 16);
     assert!(size_of::<Address>() == 16);
     assert!(size_of::<ServiceKey>() == 20);
@@ -534,8 +575,8 @@ mod user {
             unsafe impl aya::Pod for $type {}
         )*};
     }
-    pod!(Address AccessKeyData Captured Counters Event FilterWord Flow Fragment FragmentKey Frontend Limits Move Real RecordLine
-         RingBlock Service ServiceKey Settings SourceKey Trace Tuple Watch);
+    pod!(AccessKeyData Address Captured Counters Event FilterWord Flow Fragment FragmentKey Frontend Head
+         Limits Move Real RecordLine RingBlock Service ServiceKey Settings SourceKey Trace Tuple Watch);
 }
 
 #[cfg(test)]

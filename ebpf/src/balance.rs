@@ -2,12 +2,12 @@
 
 use crate::{
     abi::{
-        AccessKey, Address, Event, FilterWord, Flow, Fragment, FragmentKey, Frontend, Hop, Limits, Move, Real, Reason,
-        RecordLine, Service, ServiceKey, Settings, SourceKey, Trace, Why, filter_bit,
+        AccessKey, Address, Event, FilterWord, Flow, Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real,
+        Reason, RecordLine, Service, ServiceKey, Settings, SourceKey, Trace, Why, filter_bit,
     },
     client, cookie, encap, flows, guard, icmp, nat,
-    parse::{self, Network, PLAIN_L3, Seen},
-    select,
+    parse::{PLAIN_L3, Seen},
+    quick, select,
     unusual::unusual,
     wire::{self, Ethernet, Ipv4, Ipv6, Wire},
 };
@@ -50,13 +50,15 @@ pub trait Packet {
 pub trait Tables {
     /// Nothing is written: what would happen is only explained.
     const DRY: bool = false;
-    /// The coarse monotonic clock, ns.
+    /// A coarse clock, ns.
     fn now(&self) -> u64;
     fn settings(&self) -> Option<&Settings>;
     fn filter(&self, word: u32) -> FilterWord;
     fn local(&self, index: u32) -> Option<Address>;
     fn local_index(&self, address: &Address) -> Option<u32>;
     fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// Whoever has the place.
+    fn head(&self, place: u32) -> Option<&Head>;
     fn frontend(&self, id: u32) -> Option<Frontend>;
     fn slot(&self, block: u32, slot: u32) -> Option<u32>;
     fn moving(&self, index: u32) -> Option<Move>;
@@ -100,38 +102,47 @@ pub trait Tables {
 }
 
 /// Decides about one frame and does it. A frame that passes was not changed.
-#[inline(always)]
 pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return Verdict::Pass };
+    quick(packet, tables).unwrap_or_else(|| whole(packet, tables))
+}
+
+/// The usual packet, and what is not ours at all. `None`: it has to go the whole way.
+#[inline(always)]
+pub fn quick<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Option<Verdict> {
+    let Some(ethernet) = packet.at::<Ethernet>(0) else { return Some(Verdict::Pass) };
     // Broadcast and multicast are no client's way to a VIP.
     if ethernet.destination.to_many() {
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
-    let mut step = match ethernet.ethertype {
+    let step = match ethernet.ethertype {
         wire::ETHERTYPE_V4 => {
-            let Some(ip) = packet.at::<Ipv4>(PLAIN_L3) else { return Verdict::Pass };
+            let Some(ip) = packet.at::<Ipv4>(PLAIN_L3) else { return Some(Verdict::Pass) };
             let to = Address::v4(ip.destination);
             if !maybe_ours(tables, &to) {
-                return Verdict::Pass;
+                return Some(Verdict::Pass);
             }
-            Step(packet.stage(tables, Stage::PlainV4, 0))
+            quick::usual::<P, T, Ipv4>(packet, tables)
         }
         wire::ETHERTYPE_V6 => {
-            let Some(ip) = packet.at::<Ipv6>(PLAIN_L3) else { return Verdict::Pass };
+            let Some(ip) = packet.at::<Ipv6>(PLAIN_L3) else { return Some(Verdict::Pass) };
             let to = Address(ip.destination);
             if !maybe_ours(tables, &to) {
-                return Verdict::Pass;
+                return Some(Verdict::Pass);
             }
-            Step(packet.stage(tables, Stage::PlainV6, 0))
+            quick::usual::<P, T, Ipv6>(packet, tables)
         }
         wire::ETHERTYPE_VLAN => Step::UNUSUAL,
         _ => Step::PASS,
     };
-    if step == Step::UNUSUAL {
-        step = Step(packet.stage(tables, Stage::Unusual, 0));
-        if step == Step::DECIDE {
-            step = Step(packet.stage(tables, Stage::Any, 0));
-        }
+    (step != Step::UNUSUAL).then(|| step.verdict())
+}
+
+/// Any packet.
+#[inline(always)]
+pub fn whole<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+    let mut step = Step(packet.stage(tables, Stage::Unusual, 0));
+    if step == Step::DECIDE {
+        step = Step(packet.stage(tables, Stage::Any, 0));
     }
     step = match step.kind() {
         Step::REFUSE => Step(packet.stage(tables, Stage::Refuse, step.0 >> 8)),
@@ -143,24 +154,17 @@ pub fn balance<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
         _ if step == Step::ACCEPT => Step(packet.stage(tables, Stage::Accept, 0)),
         _ => step,
     };
-    match step.kind() {
-        Step::DROP => Verdict::Drop(Reason::from_number(step.value())),
-        Step::REDIRECT => Verdict::Redirect(step.value()),
-        _ if step == Step::TRANSMIT => Verdict::Transmit,
-        _ => Verdict::Pass,
-    }
+    step.verdict()
 }
 
 /// A part of the decision.
 ///
 /// The kernel gives all functions that are on the way together 512 bytes of stack, and its verifier follows every way
-/// through them. So the parts do not call one another: each says which one is next, and [`balance`] calls it, in the
+/// through them. So the parts do not call one another: each says which one is next, and [`whole`] calls it, in the
 /// kernel as a global function, which is verified once and by itself.
 #[derive(Clone, Copy, Debug)]
 pub enum Stage {
-    PlainV4,
-    PlainV6,
-    /// What is not plain is read.
+    /// What is not usual is read.
     Unusual,
     /// What was read is decided about.
     Any,
@@ -185,8 +189,6 @@ pub enum Stage {
 pub fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, stage: Stage, value: u64) -> u64 {
     let index = value as u32;
     let step = match stage {
-        Stage::PlainV4 => plain::<P, T, Ipv4>(packet, tables),
-        Stage::PlainV6 => plain::<P, T, Ipv6>(packet, tables),
         Stage::Unusual => tables.scratch(|seen| unusual(packet, tables, seen)).unwrap_or(Step::PASS),
         Stage::Any => tables.scratch(|seen| decide(packet, tables, seen)).unwrap_or(Step::PASS),
         Stage::Refuse => icmp::refuse(packet, tables, Reason::from_number(index), (value >> 32) as u16),
@@ -206,16 +208,6 @@ fn maybe_ours<T: Tables>(tables: &T, address: &Address) -> bool {
     let (word, bit) = filter_bit(address);
     let word = tables.filter(word);
     (word.vips | word.locals) >> bit & 1 != 0
-}
-
-/// Most packets: the compiler knows every offset.
-#[inline(always)]
-fn plain<P: Packet, T: Tables, N: Network>(packet: &mut P, tables: &T) -> Step {
-    let Some(mut seen) = parse::plain::<P, N>(packet) else { return Step::UNUSUAL };
-    match parse::transport(packet, &mut seen) {
-        Some(()) => decide(packet, tables, &seen),
-        None => Step::PASS,
-    }
 }
 
 /// What an address may be.
@@ -253,7 +245,7 @@ fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Step
         step = from_real(tables, packet, seen);
     }
     if step.kind() == Step::DROP {
-        dropped(tables, seen, step.value());
+        dropped(tables, &{ *seen }, step.value());
     }
     step
 }
@@ -268,16 +260,16 @@ fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, se
         return Step::refuse(Reason::Ttl, 0);
     }
     if service.checks != 0 {
-        match guard::check(tables, seen, service) {
+        match guard::check(tables, &{ *seen }, &{ *service }) {
             guard::WELCOME => {}
             guard::COOKIE => return Step::CHALLENGE,
             refused => return Step::drop(guard::reason(refused)),
         }
     }
-    let hash = select::hash(&seen.tuple);
     if service.mode == Service::FULLNAT {
-        return flows::out(packet, tables, seen, service, hash);
+        return flows::out(packet, tables, seen, service);
     }
+    let hash = select::hash(&seen.tuple);
     let id = select::real(tables, seen, service, hash);
     if id == select::NOBODY {
         return Step::PASS;
@@ -346,7 +338,7 @@ pub(crate) fn log<T: Tables>(tables: &T, seen: &Seen, service: u32, real: u32, h
     let every = tables.log_every();
     // Not the bits that choose the slot: the flows that are told would all be on the same ones.
     if every != 0 && (hash >> 24) as u32 & every.wrapping_sub(1) == 0 {
-        tell(tables, seen, service, real);
+        tell(tables, &{ *seen }, service, real);
     }
 }
 
@@ -449,6 +441,16 @@ impl Step {
     #[inline(always)]
     pub(crate) fn leave(ifindex: u32, hop: &Hop) -> Self {
         if hop.ifindex == ifindex { Self::TRANSMIT } else { Self::with(Self::REDIRECT, hop.ifindex) }
+    }
+
+    #[inline(always)]
+    fn verdict(self) -> Verdict {
+        match self.kind() {
+            Self::DROP => Verdict::Drop(Reason::from_number(self.value())),
+            Self::REDIRECT => Verdict::Redirect(self.value()),
+            _ if self == Self::TRANSMIT => Verdict::Transmit,
+            _ => Verdict::Pass,
+        }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The modes in which the real answers the client itself: only the hardware address, or a tunnel around the packet.
 
 use crate::{
-    abi::{Address, Hop, Real, Reason, Service, UDP},
+    abi::{Address, Hop, Real, Reason, Service, Settings, UDP},
     balance::{Packet, Step, Tables},
     checksum, link,
     parse::Seen,
@@ -29,12 +29,27 @@ pub(crate) fn forward<P: Packet, T: Tables>(
     if hop.mtu != 0 && seen.length as usize + around > hop.mtu as usize {
         return Step::refuse(Reason::TooBig, hop.mtu.wrapping_sub(around as u16));
     }
+    let Some(settings) = tables.settings() else { return Step::drop(Reason::NoRoute) };
+    send(packet, settings, seen, service, real, hop, hash)
+}
+
+/// As [`forward`], when it is known to fit.
+#[inline(always)]
+pub(crate) fn send<P: Packet>(
+    packet: &mut P,
+    settings: &Settings,
+    seen: &Seen,
+    service: &Service,
+    real: &Real,
+    hop: &Hop,
+    hash: u32,
+) -> Step {
+    let v4 = real.address.is_v4();
     let ifindex = packet.ifindex();
     let Some(class) = pass_on(packet, seen) else { return Step::drop(Reason::Malformed) };
     if service.mode == Service::DIRECT {
         return link::send(packet, seen, hop, ifindex);
     }
-    let Some(settings) = tables.settings() else { return Step::drop(Reason::NoRoute) };
     let source = if v4 { settings.tunnel_v4 } else { settings.tunnel_v6 };
     let outer = Outer {
         source,
@@ -48,7 +63,12 @@ pub(crate) fn forward<P: Packet, T: Tables>(
     // The usual tunnel is written here and now; all others share one function.
     let usual =
         service.mode == Service::IPIP && v4 == seen.v4 && hop.vlan == 0 && seen.l3 as usize == size_of::<Ethernet>();
-    let done = if usual { ipip(packet, &outer, hop).is_some() } else { wrap(packet, seen.l3, &outer, hop) != 0 };
+    let done = if usual {
+        ipip(packet, &outer, hop).is_some()
+    } else {
+        // Copies: what has an address is written to the stack, and that only where the packet comes by.
+        wrap(packet, seen.l3, &{ outer }, &{ *hop }) != 0
+    };
     if done { Step::leave(ifindex, hop) } else { Step::drop(Reason::NoRoom) }
 }
 
@@ -81,6 +101,7 @@ fn pass_on<P: Packet>(packet: &mut P, seen: &Seen) -> Option<u8> {
 }
 
 /// What the outer headers say.
+#[derive(Clone, Copy)]
 struct Outer {
     source: Address,
     destination: Address,

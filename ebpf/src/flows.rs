@@ -6,7 +6,7 @@
 //! of SYNs can push out nothing but other SYNs.
 
 use crate::{
-    abi::{Address, FIRST_PORT, Flow, Frontend, Hop, Mac, Real, Reason, Service, TCP, UDP, Why},
+    abi::{Address, FIRST_PORT, Flow, Frontend, Hop, Mac, Real, Reason, Service, Settings, TCP, UDP, Why},
     balance::{Packet, Step, Tables, log, next_hop},
     nat::{self, Rewrite},
     parse::Seen,
@@ -28,50 +28,38 @@ pub(crate) struct Ask {
     pub(crate) locals: u32,
     pub(crate) client_mac: Mac,
     pub(crate) own_mac: Mac,
+    /// For a new flow: its real, the place that it has already or [`NONE`], and [`Flow::work`].
+    pub(crate) real: u32,
+    pub(crate) own: u32,
+    pub(crate) work: u8,
 }
 
 /// What a flow's entry says. Not an `Option` around it: its payload would be undefined, which LLVM may read and the
 /// verifier may not.
 #[derive(Clone, Copy)]
-struct Life {
-    own: bool,
+pub(crate) struct Life {
+    pub(crate) own: bool,
     spilled: bool,
     closing: bool,
-    idle: bool,
-    work: u8,
-    real: u32,
+    /// Silent for longer than a UDP flow lasts.
+    pub(crate) idle: bool,
+    pub(crate) work: u8,
+    pub(crate) real: u32,
 }
 
 const LOST: Life = Life { own: false, spilled: false, closing: false, idle: false, work: 0, real: select::NOBODY };
 
 /// A client's packet, out to its real.
 #[inline(always)]
-pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service, hash: u64) -> Step {
-    let (first, locals) = match tables.settings() {
-        Some(settings) if seen.v4 => (0, settings.locals_v4),
-        Some(settings) => (settings.first_v6, settings.locals_v6),
-        None => (0, 0),
-    };
-    if locals == 0 {
-        return Step::drop(Reason::NoLocalAddress);
-    }
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return Step::PASS };
-    let (client_mac, own_mac) = (ethernet.source, ethernet.destination);
-    let ask = Ask {
-        hash,
-        now: tables.now(),
-        service: service.id,
-        ifindex: packet.ifindex(),
-        first,
-        locals,
-        client_mac,
-        own_mac,
-    };
-    let mut index = Flow::home(hash, first, locals);
-    let mut life = tables.flow(index, |flow| touch(flow, seen, &ask)).unwrap_or(LOST);
+pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service) -> Step {
+    let Some(settings) = tables.settings() else { return Step::PASS };
+    let Some(ask) = ask(packet, tables, settings, seen, service) else { return Step::drop(Reason::NoLocalAddress) };
+    let hash = ask.hash;
+    let mut index = Flow::home(hash, ask.first, ask.locals);
+    let mut life = look(tables, seen, &ask, index);
     if !life.own && (life.spilled || !seen.opens()) {
-        index = elsewhere(tables, seen, &ask);
-        life = tables.flow(index, |flow| touch(flow, seen, &ask)).unwrap_or(LOST);
+        index = elsewhere(tables, &{ *seen }, &{ ask });
+        life = look(tables, seen, &ask, index);
     }
     let mut new = false;
     if !life.own || again(tables, seen, &life) {
@@ -93,7 +81,8 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
             Flow::PROXY
         };
         tables.trace(|trace| (trace.why, trace.flow) = (Why::NewFlow as u32, NONE));
-        index = open(tables, seen, &ask, real, if life.own { index } else { NONE }, work);
+        let own = if life.own { index } else { NONE };
+        index = open(tables, &{ *seen }, &Ask { real, own, work, ..ask });
         if index == NONE {
             return Step::drop(Reason::NoPort);
         }
@@ -129,9 +118,55 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
     if life.work != 0 {
         return Step::out(index);
     }
-    let to =
-        Rewrite { source: local, destination: real.address, source_port: index as u16, destination_port: real.port };
-    nat::send(packet, seen, &to, &hop)
+    nat::send(packet, seen, &to_real(index, local, real), &hop)
+}
+
+/// What is known before the flow is; `None` without a local address.
+#[inline(always)]
+pub(crate) fn ask<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    settings: &Settings,
+    seen: &Seen,
+    service: &Service,
+) -> Option<Ask> {
+    let (first, locals) = if seen.v4 { (0, settings.locals_v4) } else { (settings.first_v6, settings.locals_v6) };
+    if locals == 0 {
+        return None;
+    }
+    let ifindex = packet.ifindex();
+    let ethernet = packet.at::<Ethernet>(0)?;
+    Some(Ask {
+        hash: select::hash(&seen.tuple),
+        now: tables.now(),
+        service: service.id,
+        ifindex,
+        first,
+        locals,
+        client_mac: ethernet.source,
+        own_mac: ethernet.destination,
+        real: 0,
+        own: NONE,
+        work: 0,
+    })
+}
+
+/// What the place says, with the packet noted if the flow is its own.
+#[inline(always)]
+fn look<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, index: u32) -> Life {
+    tables.flow(index, |flow| touch(flow, seen, ask, false)).unwrap_or(LOST)
+}
+
+/// The same, but a flow that was silent for long is left as it is: whether it goes on is not decided here.
+#[inline(always)]
+pub(crate) fn look_awake<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, index: u32) -> Life {
+    tables.flow(index, |flow| touch(flow, seen, ask, true)).unwrap_or(LOST)
+}
+
+/// What a client's packet says on its way to the real.
+#[inline(always)]
+pub(crate) fn to_real(index: u32, local: Address, real: &Real) -> Rewrite {
+    Rewrite { source: local, destination: real.address, source_port: index as u16, destination_port: real.port }
 }
 
 /// Whether a packet of no known flow makes one. One in the middle of a connection does too: state may have been lost,
@@ -169,7 +204,7 @@ fn own(flow: &Flow, seen: &Seen, service: u32) -> bool {
 
 /// Notes the packet in its flow's entry; writes only what changed, since every write costs other CPUs a cache line.
 #[inline(always)]
-fn touch(flow: &mut Flow, seen: &Seen, ask: &Ask) -> Life {
+fn touch(flow: &mut Flow, seen: &Seen, ask: &Ask, awake: bool) -> Life {
     if !own(flow, seen, ask.service) {
         return Life { spilled: flow.spilled != 0, ..LOST };
     }
@@ -181,7 +216,7 @@ fn touch(flow: &mut Flow, seen: &Seen, ask: &Ask) -> Life {
         work: flow.work,
         real: flow.real(),
     };
-    if !seen.quoted {
+    if !seen.quoted && !(awake && life.idle) {
         let tick = Flow::tick(ask.now);
         if flow.seen != tick {
             flow.seen = tick;
@@ -235,19 +270,19 @@ fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
     }
 }
 
-/// Gives the flow a place (`again`: the one that it has) and writes it. [`NONE`]: there is none.
+/// Gives the flow a place and writes it. [`NONE`]: there is none.
 #[inline(never)]
-pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, real: u32, again: u32, work: u8) -> u32 {
+pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask) -> u32 {
     let home = Flow::home(ask.hash, ask.first, ask.locals);
-    if again != NONE {
-        return if take(tables, seen, ask, real, again, work) { again } else { NONE };
+    if ask.own != NONE {
+        return if take(tables, seen, ask, ask.own) { ask.own } else { NONE };
     }
     let second = Flow::second(ask.hash, ask.first, ask.locals);
     let (mut best, mut suits) = (NONE, 0);
     let mut step = 0;
     while step < 2 * Flow::GROUP {
         let place = candidate(home, second, step);
-        let rank = tables.flow(place, |flow| rank(flow, ask.now, real)).unwrap_or(0);
+        let rank = tables.flow(place, |flow| rank(flow, ask.now, ask.real)).unwrap_or(0);
         if rank > suits {
             (best, suits) = (place, rank);
         }
@@ -257,7 +292,7 @@ pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, real: u32, aga
         }
         step += 1;
     }
-    if best == NONE || !take(tables, seen, ask, real, best, work) {
+    if best == NONE || !take(tables, seen, ask, best) {
         return NONE;
     }
     if best != home && !T::DRY {
@@ -268,7 +303,7 @@ pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, real: u32, aga
 
 /// Writes the flow into a place. False: another CPU is just giving it away.
 #[inline(always)]
-fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, real: u32, place: u32, work: u8) -> bool {
+fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, place: u32) -> bool {
     if T::DRY {
         return true;
     }
@@ -281,9 +316,9 @@ fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, real: u32, place: u32, wo
     tables.flow(place, |flow| {
         flow.client = seen.tuple.source;
         flow.client_port = seen.tuple.source_port;
-        flow.work = work;
+        flow.work = ask.work;
         flow.service = ask.service;
-        flow.set_real(real, seen.vlan);
+        flow.set_real(ask.real, seen.vlan);
         flow.seen = Flow::tick(ask.now);
         flow.ifindex = ask.ifindex;
         flow.client_mac = ask.client_mac;
@@ -306,7 +341,8 @@ pub(crate) fn index_of<T: Tables>(tables: &T, local: &Address, port: u16) -> Opt
     if u32::from(port) < FIRST_PORT {
         return None;
     }
-    tables.local_index(local).map(|local| Flow::index(local, port))
+    // A copy: a key has to lie on the stack, and all that it is a part of with it.
+    tables.local_index(&{ *local }).map(|local| Flow::index(local, port))
 }
 
 /// Whether the packet is of the real that the flow at `index` has.

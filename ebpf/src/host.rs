@@ -5,8 +5,8 @@ use std::{cell::RefCell, collections::HashMap};
 use crate::{
     abi::{
         ACCESS_DATA, AccessKey, Address, BLOCK_SLOTS, Counters, Event, FILTER_WORDS, FilterWord, Flow, Fragment,
-        FragmentKey, Frontend, Hop, LAYOUT, LOCALS, Limits, Move, PORTS, Real, Reason, RecordLine, RingBlock, Service,
-        ServiceKey, Settings, SourceKey, Trace, filter_bit,
+        FragmentKey, Frontend, Head, Hop, LAYOUT, LOCALS, Limits, Move, PORTS, Real, Reason, RecordLine, RingBlock,
+        Service, ServiceKey, Settings, SourceKey, Trace, filter_bit,
     },
     balance::{HOP_FOUND, Packet, Tables},
     parse::Seen,
@@ -96,6 +96,8 @@ pub struct State {
     pub filter: HashMap<u32, FilterWord>,
     pub locals: HashMap<u32, Address>,
     pub services: HashMap<ServiceKey, Service>,
+    /// By place.
+    pub heads: HashMap<u32, &'static Head>,
     pub frontends: HashMap<u32, Frontend>,
     pub reals: HashMap<u32, &'static Real>,
     pub rings: HashMap<u32, RingBlock>,
@@ -130,6 +132,8 @@ impl Default for &'static Settings {
             hops_until: 0,
             services: 0,
             reals: 0,
+            jiffy: 0,
+            pad: 0,
             tunnel_v4: Address([0; 4]),
             tunnel_v6: Address([0; 4]),
         };
@@ -190,6 +194,8 @@ impl Memory {
             state.filter.entry(word).or_default().locals |= 1 << bit;
             state.locals.insert(index, local);
         }
+        let key = ServiceKey { vip: local, port: 0, protocol: Head::LOCAL, pad: 0 };
+        self.set_head(key, Service { id: index, ..Service::default() });
         self.set(|settings| {
             if local.is_v4() {
                 settings.locals_v4 += 1;
@@ -202,10 +208,24 @@ impl Memory {
         });
     }
 
+    /// Has the usual packets find a service, as it is now in the maps; where its place is taken they do not.
+    pub fn set_head(&self, key: ServiceKey, service: Service) {
+        let state = &mut *self.0.borrow_mut();
+        let there = state.heads.entry(Head::place(&key)).or_insert_with(|| Box::leak(Box::default()));
+        if there.key == key || there.key == ServiceKey::default() {
+            *there = Box::leak(Box::new(Head { key, service, pad: [0; 6] }));
+        }
+    }
+
+    /// Writes a service as it is now.
+    pub fn set_service(&self, key: ServiceKey, service: Service) {
+        self.0.borrow_mut().services.insert(key, service);
+        self.set_head(key, service);
+    }
+
     /// Gives a service a ring of `slots` in which its reals take turns; without reals none.
     pub fn serve(&self, key: ServiceKey, service: Service, reals: &[u32], slots: u32) {
         self.add_vip(key.vip);
-        let state = &mut *self.0.borrow_mut();
         let block = service.id * 1024;
         let frontend = Frontend {
             vip: key.vip,
@@ -215,16 +235,15 @@ impl Memory {
             client: service.client,
             pad: [0; 3],
         };
+        let mut state = self.0.borrow_mut();
         state.frontends.insert(service.id, frontend);
-        if reals.is_empty() {
-            state.services.insert(key, Service { block, mask: 0, ..service });
-            return;
-        }
-        for i in 0..slots.div_ceil(BLOCK_SLOTS as u32) {
+        for i in 0..if reals.is_empty() { 0 } else { slots.div_ceil(BLOCK_SLOTS as u32) } {
             let ids = std::array::from_fn(|slot| reals[(i as usize * BLOCK_SLOTS + slot) % reals.len()]);
             state.rings.insert(block + i, RingBlock(ids));
         }
-        state.services.insert(key, Service { block, mask: slots - 1, ..service });
+        drop(state);
+        let mask = if reals.is_empty() { 0 } else { slots - 1 };
+        self.set_service(key, Service { block, mask, ..service });
     }
 }
 
@@ -259,6 +278,10 @@ impl Tables for Memory {
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         self.0.borrow().services.get(key).copied()
+    }
+
+    fn head(&self, place: u32) -> Option<&Head> {
+        self.0.borrow().heads.get(&place).copied()
     }
 
     fn frontend(&self, id: u32) -> Option<Frontend> {

@@ -1,9 +1,10 @@
 //! The packet core: what happens to a frame, and every map that it is decided by.
 //!
 //! ```text
-//!             plain frame ─► ours? ─ no ─► PASS: the host's own packet, untouched
-//!  anything ─►                 │ yes
-//!             unusual ─► parse ┤
+//!  anything ─► ours? ─ no ─► PASS: the host's own packet, untouched
+//!                │ yes
+//!                ├─ the usual packet ─► quick ─► TX, without a call
+//!                └─ unusual ─► parse ─┐
 //!                              ├─ to a VIP ─► guard ─┬─ FULLNAT ─► flows ─► (client, cookie) ─► nat ─► TX
 //!                              │                     └─ others ─► select: ring slot, records ─► encap ─► TX
 //!                              ├─ from a real ─► flows ─► (client) ─► nat ─► TX
@@ -34,6 +35,8 @@ pub mod layers;
 pub mod link;
 pub mod nat;
 pub mod parse;
+pub mod probe;
+mod quick;
 pub mod replay;
 #[cfg(any(test, feature = "host"))]
 pub mod scripts;
@@ -43,4 +46,4 @@ mod tests;
 mod unusual;
 pub mod wire;
 
-pub use balance::{Packet, Stage, Tables, Verdict, balance};
+pub use balance::{Packet, Stage, Tables, Verdict, balance, quick as usual, whole};

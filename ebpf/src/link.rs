@@ -16,7 +16,7 @@ pub(crate) fn send<P: Packet>(packet: &mut P, seen: &Seen, hop: &Hop, ifindex: u
         ethernet.source = hop.source_mac;
         return Step::leave(ifindex, hop);
     }
-    if header(packet, seen, hop) == 0 {
+    if header(packet, &{ *seen }, &{ *hop }) == 0 {
         return Step::drop(Reason::NoRoom);
     }
     Step::leave(ifindex, hop)

@@ -15,6 +15,9 @@ pub const FIRST_PORT: u32 = 1024;
 /// How many clients there can be.
 pub const CLIENTS: u32 = HOSTS * (65_536 - FIRST_PORT);
 
+/// How often a measurement of what a helper's call costs calls one.
+pub const CALLS: u32 = 16;
+
 /// The frame, and who sends it next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -44,7 +47,7 @@ impl Replay {
 
     /// The next frame, by words as a little-endian processor reads them: no store of it is torn by a later, smaller one.
     #[inline(always)]
-    pub fn next(&mut self) -> [u64; WORDS] {
+    pub fn lay(&mut self) -> [u64; WORDS] {
         let client = self.client;
         let next = client.wrapping_add(self.stride);
         self.client = if next >= self.clients { next.wrapping_sub(self.clients) } else { next };
@@ -186,10 +189,9 @@ mod tests {
         u16::from_be_bytes([bytes[at], bytes[at + 1]])
     }
 
-    /// Whether a checksum over `parts` and `more` is right.
-    fn sums_up(bytes: &[u8], parts: &[core::ops::Range<usize>], more: u32) -> bool {
-        let halves = parts.iter().flat_map(|part| part.clone().step_by(2)).map(|at| u32::from(half(bytes, at)));
-        let sum: u32 = halves.sum::<u32>() + more;
+    /// Whether a checksum over the halves at these places and `more` is right.
+    fn sums_up(bytes: &[u8], places: impl Iterator<Item = usize>, more: u32) -> bool {
+        let sum = places.map(|at| u32::from(half(bytes, at))).sum::<u32>() + more;
         (sum & 0xffff) + (sum >> 16) == 0xffff
     }
 
@@ -206,14 +208,15 @@ mod tests {
             assert_eq!(replay.length, length);
             for client in [0, 1, HOSTS - 1, HOSTS, 77_777, CLIENTS - 1] {
                 replay.client = client;
-                let bytes = bytes(&replay.next(), length);
+                let bytes = bytes(&replay.lay(), length);
                 let (v4, protocol) = (frame.source.is_ipv4(), u32::from(frame.protocol));
                 let (host, ports, addresses) = if v4 { (28, 34, 26..34) } else { (36, 54, 22..54) };
                 assert_eq!(u32::from(half(&bytes, host)), client % HOSTS, "{text}");
                 assert_eq!(u32::from(half(&bytes, ports)), FIRST_PORT + client / HOSTS, "{text}");
-                assert!(!v4 || sums_up(&bytes, &[14..34], 0), "{text}: IP, client {client}");
+                assert!(!v4 || sums_up(&bytes, (14..34).step_by(2), 0), "{text}: IP, client {client}");
                 let pseudo = protocol + length - ports as u32;
-                assert!(sums_up(&bytes, &[addresses, ports..length as usize], pseudo), "{text}, client {client}");
+                let summed = addresses.chain(ports..length as usize).step_by(2);
+                assert!(sums_up(&bytes, summed, pseudo), "{text}, client {client}");
             }
         }
     }
@@ -226,7 +229,7 @@ mod tests {
             let mut seen = vec![false; clients as usize];
             for _ in 0..clients {
                 seen[replay.client as usize] = true;
-                replay.next();
+                replay.lay();
             }
             assert!(seen.iter().all(|seen| *seen), "of {clients} clients some never came");
         }

@@ -284,8 +284,8 @@ fn apply(memory: &Memory, change: &str) {
                 Access::Deny
             };
             let data = AccessKeyData { service: service.id.to_be(), client: network };
+            memory.set_service(key, service);
             let state = &mut *memory.0.borrow_mut();
-            state.services.insert(key, service);
             state.access.insert(AccessKey { prefix: ACCESS_DATA - 128 + length, data }, access as u32);
         }
         // limit source|service VIP PROTOCOL BURST: then one an hour.
@@ -310,7 +310,7 @@ fn apply(memory: &Memory, change: &str) {
                 }
             };
             memory.set_limits(service.id, limits);
-            memory.0.borrow_mut().services.insert(key, service);
+            memory.set_service(key, service);
         }
         other => panic!("{other}: no such change"),
     }

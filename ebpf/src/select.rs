@@ -16,14 +16,22 @@ pub fn real<T: Tables>(tables: &T, seen: &Seen, service: &Service, hash: u64) ->
     if service.mask == 0 {
         return NOBODY;
     }
-    let slot = hash as u32 & service.mask;
-    let word = tables.slot(service.block.wrapping_add(slot / BLOCK_SLOTS as u32), slot % BLOCK_SLOTS as u32);
-    let word = word.unwrap_or(NOBODY);
-    tables.trace(|trace| (trace.slot, trace.word, trace.why) = (slot, word, Why::Slot as u32));
+    let word = slot(tables, service, hash).unwrap_or(NOBODY);
+    tables.trace(|trace| {
+        (trace.slot, trace.word, trace.why) = (hash as u32 & service.mask, word, Why::Slot as u32);
+    });
     if word & MOVING == 0 || word == NOBODY {
         return word;
     }
-    moving(tables, seen, word & !MOVING, hash)
+    // A copy: what has an address is written to the stack, and that only where the packet comes by.
+    moving(tables, &{ *seen }, word & !MOVING, hash)
+}
+
+/// The word of the flow's slot.
+#[inline(always)]
+pub(crate) fn slot<T: Tables>(tables: &T, service: &Service, hash: u64) -> Option<u32> {
+    let slot = hash as u32 & service.mask;
+    tables.slot(service.block.wrapping_add(slot / BLOCK_SLOTS as u32), slot % BLOCK_SLOTS as u32)
 }
 
 /// The flow's record decides. Without one: what opens a flow goes to the new real, anything else comes from before and
@@ -85,7 +93,8 @@ fn touch(line: &mut crate::abi::RecordLine, mark: u32, seen: &Seen, now: u64) ->
             if seen.quoted {
                 return record.real;
             }
-            let state = if seen.end() != 0 {
+            // UDP does not say when a flow ends: silence does.
+            let state = if seen.end() != 0 || seen.tuple.protocol == crate::abi::UDP {
                 Record::CLOSING
             } else if record.state == Record::OPENING {
                 Record::OPEN
@@ -135,29 +144,28 @@ fn write(line: &mut crate::abi::RecordLine, record: Record, now: u64) -> bool {
     true
 }
 
-/// Spreads flows over slots (the low bits), ports (bits 32 to 47) and local addresses (the top bits).
+/// Spreads flows over slots (the low bits), ports (bits 32 to 47) and local addresses (the top bits). Multiplications
+/// and shifts in turn: a bit of the input reaches every bit of the output after three.
 #[inline(always)]
 #[must_use]
 pub fn hash(tuple: &Tuple) -> u64 {
     let s = &tuple.source.0;
     let d = &tuple.destination.0;
-    let mut hash = mix(pair(s[0] ^ d[0].rotate_left(16), s[1] ^ d[1].rotate_left(16)));
-    hash = mix(hash ^ pair(s[2] ^ d[2].rotate_left(16), u32::from(tuple.protocol)));
-    hash = mix(hash ^ pair(s[3], d[3]));
-    hash = mix(hash ^ u64::from(pack(tuple.source_port, tuple.destination_port)));
-    // The finaliser of MurmurHash3: every bit of the input reaches every bit of the output.
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ hash >> 33
+    let ports = pair(u32::from(tuple.protocol), pack(tuple.source_port, tuple.destination_port));
+    let mut hash = mix(pair(s[3], d[3]), 0x9e37_79b9_7f4a_7c15);
+    if !tuple.source.is_v4() {
+        hash = mix(hash ^ pair(s[0], s[1]), 0xff51_afd7_ed55_8ccd);
+        hash = mix(hash ^ pair(s[2], d[2]), 0xc4ce_b9fe_1a85_ec53);
+        hash = mix(hash ^ pair(d[0], d[1]), 0x9e37_79b9_7f4a_7c15);
+    }
+    hash = mix(hash ^ ports, 0xff51_afd7_ed55_8ccd);
+    mix(hash, 0xc4ce_b9fe_1a85_ec53)
 }
 
 #[inline(always)]
-fn mix(word: u64) -> u64 {
-    // 2^64 divided by the golden ratio: odd, and its bits look like noise.
-    let hash = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    hash ^ hash >> 29
+fn mix(word: u64, odd: u64) -> u64 {
+    let hash = word.wrapping_mul(odd);
+    hash ^ hash >> 32
 }
 
 #[inline(always)]
@@ -178,3 +186,39 @@ pub fn slot_of(block: &RingBlock, slot: u32) -> Option<u32> {
 }
 
 const _: () = assert!(BLOCK_SLOTS.is_power_of_two());
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::abi::Address;
+
+    /// Neighbouring clients and ports, as they come, in every use that is made of the hash's bits.
+    #[test]
+    fn flows_spread_evenly() {
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        for (client, vip) in [("10.77.0.", "10.77.100.1"), ("fd77::", "fd77:0:100::1")] {
+            let mut uses = [[0_u32; 256]; 6];
+            for host in 1..=64 {
+                for port in 0..1024 {
+                    let tuple = Tuple {
+                        source: address(&format!("{client}{host}")),
+                        destination: address(vip),
+                        source_port: 30_000 + port,
+                        destination_port: 80,
+                        protocol: crate::abi::TCP,
+                        pad: [0; 3],
+                    };
+                    let hash = hash(&tuple);
+                    let bits = [hash, hash >> 8, hash >> 32, hash >> 40, hash >> 56, u64::from(line(hash))];
+                    uses.iter_mut().zip(bits).for_each(|(counts, bits)| counts[bits as usize & 255] += 1);
+                }
+            }
+            for counts in uses {
+                // 256 expected; six standard deviations either way.
+                assert!(counts.iter().all(|count| (160..=352).contains(count)), "{client} {counts:?}");
+            }
+        }
+    }
+}

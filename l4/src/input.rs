@@ -281,5 +281,8 @@ mod tests {
         check(80, true, &[good, good], Some("twice"));
         check(80, true, &[real("10.77.2.1", 0, 1)], Some("port 0"));
         check(80, true, &[real("10.77.2.1", 80, 0)], Some("weight 0"));
+        let many: Vec<Real> = (1..=u16::MAX).map(|port| real("10.77.2.1", port, 1)).collect();
+        check(80, true, &many[1..], None);
+        check(80, true, &many, Some("65535 reals are more"));
     }
 }

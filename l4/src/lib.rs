@@ -21,12 +21,14 @@ mod regions;
 pub mod ring;
 pub mod tables;
 
-// With the kernel.
+// With the kernel. (Of `hops`, `way`, `book` and `message` are pure.)
 mod announce;
 mod drains;
+mod heads;
+pub mod health;
+pub mod hops;
 mod mapped;
 pub mod maps;
-mod neighbours;
 pub mod network;
 pub mod see;
 mod stats;

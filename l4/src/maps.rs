@@ -2,17 +2,19 @@
 //!
 //! What is large or written often is memory; the rest goes through system calls.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{fs, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context, ensure};
 use aya::{
-    Ebpf,
+    Ebpf, TestRun, TestRunOptions,
     maps::{
         Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
+    programs::Xdp,
     util::nr_cpus,
 };
+use nix::time::{ClockId, clock_getres};
 use tidegate_ebpf::abi::{
     self, AccessKeyData, Address, BLOCK_SLOTS, Counters, FILTER_WORDS, Flow, Frontend, LAYOUT, Limits, Move, PORTS,
     Real, Reason, Record, Service, ServiceKey, Settings, capacity, filter_bit, map,
@@ -20,6 +22,7 @@ use tidegate_ebpf::abi::{
 
 use crate::{
     census::Census,
+    heads::Heads,
     locals::Locals,
     mapped::Mapped,
     tables::{Capacity, Found, Write},
@@ -29,6 +32,10 @@ use crate::{
 pub struct Maps {
     settings: Array<MapData, Settings>,
     now: Settings,
+    heads: Heads,
+    clock: Mapped<u64>,
+    /// Kept for its program `beat`.
+    ebpf: Ebpf,
     /// Two words each: VIPs, local addresses.
     filter: Mapped<u64>,
     locals: Array<MapData, Address>,
@@ -91,15 +98,27 @@ pub fn survivors(folder: &Path) -> anyhow::Result<bool> {
 }
 
 impl Maps {
-    pub fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+    /// Of an object whose programs are loaded.
+    pub fn take(mut object: Ebpf) -> anyhow::Result<Self> {
+        let ebpf = &mut object;
         let settings: Array<_, Settings> = typed(ebpf, map::SETTINGS)?;
+        let services: HashMap<_, ServiceKey, Service> = typed(ebpf, map::SERVICES)?;
+        let mut heads = Heads::new(mapped(ebpf, map::HEADS)?);
+        for entry in services.iter() {
+            let (key, service) = entry.context("reading the services back")?;
+            if key != ServiceKey::of_vip(key.vip) {
+                heads.set(key, service);
+            }
+        }
         Ok(Self {
             now: settings.get(&0, 0).context("reading the settings")?,
             settings,
+            heads,
+            clock: mapped(ebpf, map::CLOCK)?,
             filter: mapped(ebpf, map::FILTER)?,
             locals: typed(ebpf, map::LOCALS)?,
             local_index: typed(ebpf, map::LOCAL_INDEX)?,
-            services: typed(ebpf, map::SERVICES)?,
+            services,
             frontends: typed(ebpf, map::FRONTENDS)?,
             reals: typed(ebpf, map::REALS)?,
             rings: mapped(ebpf, map::RINGS)?,
@@ -113,6 +132,7 @@ impl Maps {
             real_counters: mapped(ebpf, map::REAL_COUNTERS)?,
             drops: typed(ebpf, map::DROPS)?,
             cpus: cpus()?,
+            ebpf: object,
         })
     }
 
@@ -194,6 +214,7 @@ impl Maps {
             self.locals.set(index, Address::from(address), 0).context("writing the local addresses")?;
             self.local_index.insert(Address::from(address), index, 0).context("writing the local addresses")?;
         }
+        new.iter().for_each(|(index, address)| self.heads.set_local(address.into(), index));
         self.write_local_filter(old.iter().chain(new.iter()))?;
         let tunnel = |v4: bool| {
             let of_family = new.iter().map(|(_, address)| address).chain(own.iter().copied());
@@ -204,6 +225,7 @@ impl Maps {
             locals_v4: new.v4.len() as u32,
             locals_v6: new.v6.len() as u32,
             first_v6: new.first_v6,
+            jiffy: jiffy()?,
             services: (self.service_counters.len() / self.cpus) as u32,
             reals: (self.real_counters.len() / self.cpus) as u32,
             tunnel_v4: tunnel(true),
@@ -212,6 +234,7 @@ impl Maps {
         };
         self.write_settings()?;
         for (_, address) in old.iter().filter(|(_, old)| new.iter().all(|(_, new)| new != *old)) {
+            self.heads.remove_local(address.into());
             self.local_index.remove(&address.into()).context("removing a local address")?;
         }
         self.write_local_filter(new.iter())?;
@@ -247,10 +270,30 @@ impl Maps {
         Ok(())
     }
 
-    /// The next hops in `reals` hold until then, by the monotonic clock.
-    pub fn believe_hops(&mut self, until: u64) -> anyhow::Result<()> {
-        self.now.hops_until = until;
-        self.write_settings()
+    /// The program's clock, ns. The next hops in `reals` are believed from now on for so long; what was said of them
+    /// before holds no more.
+    pub fn beat(&self, believe: Duration) -> anyhow::Result<u64> {
+        let mut frame = [0; 64];
+        frame[..8].copy_from_slice(&(believe.as_nanos() as u64).to_ne_bytes());
+        self.run("beat", &frame)?;
+        self.clock.get(0).context("the clock's map is empty")
+    }
+
+    /// What a program makes of a frame that comes by the loopback interface: its action, and the frame.
+    pub fn run(&self, program: &str, frame: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
+        let found = self.ebpf.program(program).with_context(|| format!("the XDP object has no program `{program}`"))?;
+        let found: &Xdp = found.try_into().with_context(|| format!("`{program}` is not an XDP program"))?;
+        // Room for what may be put before it.
+        let mut out = vec![0; frame.len() + 256];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = found.test_run(options).with_context(|| format!("running the program `{program}`"))?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    /// Gives away the places that services left before. For now and then, not for right after a change.
+    pub fn settle_heads(&mut self) {
+        self.heads.settle();
     }
 
     fn write_settings(&mut self) -> anyhow::Result<()> {
@@ -284,8 +327,17 @@ impl Maps {
                     None => gone(self.access.remove(&key)).context("removing a list's network"),
                 }
             }
-            Write::Service { key, value } => self.services.insert(key, value, 0).context("writing a service"),
-            Write::RemoveService { key } => gone(self.services.remove(key)).context("removing a service"),
+            Write::Service { key, value } => {
+                self.services.insert(key, value, 0).context("writing a service")?;
+                if *key != ServiceKey::of_vip(key.vip) {
+                    self.heads.set(*key, *value);
+                }
+                Ok(())
+            }
+            Write::RemoveService { key } => {
+                self.heads.remove(key);
+                gone(self.services.remove(key)).context("removing a service")
+            }
             Write::Vips { word, bits } => {
                 ensure!(self.filter.set(2 * *word as usize, bits), "writing the filter: the map ends before the word");
                 Ok(())
@@ -322,10 +374,13 @@ impl Maps {
         (0..).zip(Reason::NAMES).map(count).collect()
     }
 
-    /// Counts what is alive: a walk over the memory of flows and records.
+    /// Counts what is alive: a walk over the memory of flows and records. `at` is the moment by the caller's clock, and
+    /// `clock` by the program's ([`Maps::beat`]).
     #[must_use]
-    pub fn census(&self, now: u64) -> Census {
-        Census::take(now, self.flows.iter(), self.records.iter().map(Record::unpack))
+    pub fn census(&self, at: u64, clock: u64) -> Census {
+        let mut census = Census::take(clock, self.flows.iter(), self.records.iter().map(Record::unpack));
+        census.at = at;
+        census
     }
 }
 
@@ -381,4 +436,10 @@ fn max_entries(info: Result<aya::maps::MapInfo, MapError>) -> anyhow::Result<u32
 
 fn cpus() -> anyhow::Result<usize> {
     nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(format!("reading {file}")))
+}
+
+/// ns of a jiffy: the coarse clocks' resolution.
+fn jiffy() -> anyhow::Result<u32> {
+    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("asking for the length of a jiffy")?;
+    Ok(resolution.tv_nsec() as u32)
 }

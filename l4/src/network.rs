@@ -1,4 +1,4 @@
-//! The kernel's links, addresses, routes and neighbours, through rtnetlink.
+//! The kernel's links and addresses, through rtnetlink; `hops` has the routes and neighbours.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,10 +12,7 @@ use rtnetlink::{
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo},
         link::{LinkAttribute, LinkFlags},
-        neighbour::{
-            NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
-        },
-        route::{RouteAddress, RouteAttribute, RouteType},
+        route::{RouteAttribute, RouteType},
     },
 };
 use tokio::task::JoinHandle;
@@ -38,22 +35,6 @@ pub struct Link {
     pub up: bool,
     pub loopback: bool,
     pub mac: Option<[u8; 6]>,
-}
-
-/// The next machine on the way to an address.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct NextHop {
-    pub index: u32,
-    pub address: IpAddr,
-}
-
-/// What is known of a next hop.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Neighbour {
-    /// Packets can be sent to it.
-    pub resolved: bool,
-    /// Somebody else (an operator) or the kernel itself keeps it.
-    pub kept: bool,
 }
 
 impl Network {
@@ -170,63 +151,6 @@ impl Network {
             }
         }
         Ok(())
-    }
-
-    /// Where a packet to `address` goes next; `None` without a route, or when it is the host's own.
-    pub async fn next_hop(&self, address: IpAddr) -> Option<NextHop> {
-        let question = match address {
-            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
-            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
-        };
-        let route = self.handle.route().get(question).execute().try_next().await.ok()??;
-        if route.header.kind != RouteType::Unicast {
-            return None;
-        }
-        let gateway = route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-            RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-            _ => None,
-        });
-        Some(NextHop { index: oif(&route.attributes)?, address: gateway.unwrap_or(address) })
-    }
-
-    pub async fn neighbours(&self) -> anyhow::Result<BTreeMap<NextHop, Neighbour>> {
-        let messages: Vec<_> =
-            self.handle.neighbours().get().execute().try_collect().await.context("listing the neighbours")?;
-        let neighbour = |message: NeighbourMessage| {
-            let mut address = None;
-            let mut kept = matches!(message.header.state, NeighbourState::Permanent | NeighbourState::Noarp);
-            for attribute in &message.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
-                    NeighbourAttribute::ExtFlags(flags) => kept |= flags.contains(NeighbourExtFlags::Managed),
-                    _ => {}
-                }
-            }
-            let resolved = !matches!(
-                message.header.state,
-                NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None
-            );
-            Some((NextHop { index: message.header.ifindex, address: address? }, Neighbour { resolved, kept }))
-        };
-        Ok(messages.into_iter().filter_map(neighbour).collect())
-    }
-
-    /// Has the kernel resolve a next hop now and, when `keep` is set, keep it resolved by itself from now on (Linux
-    /// 5.16 and later), so that packets flow also while no process of ours runs.
-    pub async fn resolve(&self, hop: NextHop, keep: bool) -> anyhow::Result<()> {
-        let mut request = self
-            .handle
-            .neighbours()
-            .add(hop.index, hop.address)
-            .state(NeighbourState::None)
-            .flags(NeighbourFlags::Use)
-            .replace();
-        if keep {
-            request.message_mut().attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
-        }
-        request.execute().await.with_context(|| format!("resolving the neighbour {}", hop.address))
     }
 }
 

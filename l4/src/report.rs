@@ -31,6 +31,9 @@ pub struct Report {
     pub moves: Moved,
     /// The last drains that ended, the newest last.
     pub drains: Vec<Drained>,
+    /// Services whose bad reals get new flows all the same, since nearly all of them look bad; `problems` says more.
+    pub fail_open: Vec<Frontend>,
+    pub probes: Probes,
     /// What is wrong now and what to do about it, in words.
     pub problems: Vec<String>,
 }
@@ -71,6 +74,44 @@ pub struct RealCounters {
     /// direct and tunnelling modes those on moving slots are known, which are all of a real that drains. 0 is the proof
     /// that a drain is over. `None`: not counted yet.
     pub live: Option<u64>,
+    pub health: Health,
+}
+
+/// Active probes since the process started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probes {
+    pub sent: u64,
+    pub failed: u64,
+    /// Could not be sent, which says nothing about the real.
+    pub unable: u64,
+    /// Sent an interval or more after their time: too many are on their way at once, most likely to reals that are
+    /// silent until their timeout.
+    pub late: u64,
+    /// The newest that failed: which real of which front end, and how.
+    pub last_error: Option<(Frontend, SocketAddr, Arc<str>)>,
+    /// How long the newest good one took.
+    pub last_took: Option<Duration>,
+}
+
+/// What is thought of a real.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    pub verdict: Verdict,
+    /// The reason, in words, of a verdict against it.
+    pub why: Option<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing speaks for or against it: it is used.
+    #[default]
+    Unknown,
+    /// It answers its probes.
+    Up,
+    /// It does not.
+    Down,
+    /// What its traffic looks like speaks against it, for a while.
+    Ejected,
 }
 
 /// A real that left the Input.

@@ -23,17 +23,20 @@ use crate::{
     census::Census,
     config::{Config, Mode},
     drains::Drains,
+    health::{self, Health, Passive},
+    hops::{Changes, Hop, Hops},
     input::{Frontend, Input, Refused, Service},
     maps::Maps,
-    neighbours::Neighbours,
     network::{Link, Network},
     report::{Attached, Drained, Report, ServiceCounters},
-    stats::{Stats, monotonic},
+    stats::{Counted, Stats, monotonic},
     tables::{Moved, Tables, Write},
     xdp,
 };
 
 const TICK: Duration = Duration::from_secs(1);
+/// Next hops hold for so long after the last tick of a process that watched them.
+const BELIEVE: Duration = Duration::from_secs(30);
 /// Counting takes a while, and changes wait meanwhile: at most so small a part of the time.
 const REST: u32 = 50;
 /// How often what is alive is counted: while that decides something, and otherwise.
@@ -48,7 +51,8 @@ pub async fn run(
     reports: watch::Sender<Arc<Report>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut plane = Plane::start(&config).await?;
+    let (mut plane, mut changes) = Plane::start(&config).await?;
+    let health = Arc::clone(&plane.health);
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // What is there already counts as a change: nothing of it was seen yet.
@@ -65,7 +69,13 @@ pub async fn run(
                 // Whoever gave the Inputs is gone: the last one stays.
                 Err(_) => open = false,
             },
-            _ = tick.tick() => plane.tick().await,
+            () = health.changed() => plane.refit().await,
+            Some(changes) = changes.next() => plane.set_hops(changes).await,
+            _ = tick.tick() => {
+                // Before they are believed for another while.
+                plane.set_hops(changes.take()).await;
+                plane.tick().await;
+            }
         }
         reports.send_replace(Arc::new(plane.report()));
     }
@@ -87,16 +97,23 @@ pub async fn remove(config: &Config) -> anyhow::Result<()> {
 /// What system calls are made on, one thread at a time.
 struct Core {
     maps: Maps,
+    hops: Hops,
     tables: Tables,
     stats: Stats,
     drains: Drains,
     census: Option<Census>,
     counted: Option<Instant>,
+    /// The tables say more than was written.
+    ahead: bool,
 }
 
 impl Core {
-    /// What a write that fails on the way leaves behind is read back.
+    /// After a write that failed the image is ahead of the maps: what there really is is read back.
     fn with_writes<T>(&mut self, plan: impl FnOnce(&mut Tables, &mut dyn FnMut(Write)) -> T) -> anyhow::Result<T> {
+        if self.ahead {
+            self.tables = Tables::adopt(&self.maps.found()?, self.maps.capacity()?, monotonic());
+            self.ahead = false;
+        }
         let mut failed = None;
         let Self { maps, tables, .. } = self;
         let planned = plan(tables, &mut |write| {
@@ -105,36 +122,53 @@ impl Core {
             }
         });
         self.drains.departed(self.tables.take_departed());
-        match failed {
-            None => Ok(planned),
-            Some(error) => {
-                self.tables = Tables::adopt(&self.maps.found()?, self.maps.capacity()?, monotonic());
-                Err(error)
-            }
-        }
+        self.ahead = failed.is_some();
+        failed.map_or(Ok(planned), Err)
+    }
+
+    /// The ways to reals changed.
+    fn set_hops(&mut self, hops: impl Iterator<Item = (IpAddr, Option<Hop>)>) -> anyhow::Result<()> {
+        self.with_writes(|tables, mut write| {
+            hops.for_each(|(address, way)| tables.set_hop(address, hop(way), &mut write))
+        })
+    }
+
+    /// Keeps the next hops believed as long as somebody watches them. The program's clock.
+    fn beat(&mut self) -> anyhow::Result<u64> {
+        self.maps.beat(if self.hops.watched() { BELIEVE } else { Duration::ZERO })
     }
 
     /// Moves what became due, and counts.
-    fn tick(&mut self) -> anyhow::Result<Seen> {
+    fn tick(&mut self, health: health::Report) -> anyhow::Result<Seen> {
         let now = Instant::now();
+        let clock = self.beat()?;
         let wanted = self.drains.waiting()
             || self.counted.is_none_or(|counted| {
                 now.duration_since(counted) >= if self.tables.wants_census() { CENSUS } else { CENSUS_IDLE }
             });
         if wanted {
             let ns = monotonic();
-            let census = self.maps.census(ns);
+            let census = self.maps.census(ns, clock);
             self.drains.count(&census, now, ns);
             self.counted = Some(now);
             self.census = Some(census);
         }
         let census = self.census.take();
         let fresh = census.as_ref().filter(|_| wanted);
-        let settled = self.with_writes(|tables, write| tables.settle(monotonic(), fresh, &hop, write));
-        let counters = self.stats.read(&self.maps, &self.tables, census.as_ref());
+        let hops = self.hops.clone();
+        let way = |address| hop(hops.get(&address));
+        self.maps.settle_heads();
+        let settled = self.with_writes(|tables, write| tables.settle(monotonic(), fresh, &way, write));
+        let Counted { services, passives } = self.stats.read(&self.maps, &self.tables, census.as_ref(), health);
         self.census = census;
         settled?;
-        Ok(Seen { counters, drops: self.maps.drops()?, moves: self.tables.moved(), drains: self.drains.ended() })
+        Ok(Seen {
+            counters: services,
+            passive: passives,
+            drops: self.maps.drops()?,
+            moves: self.tables.moved(),
+            drains: self.drains.ended(),
+        })
     }
 }
 
@@ -142,14 +176,21 @@ impl Core {
 #[derive(Default)]
 struct Seen {
     counters: OrdMap<Frontend, Arc<ServiceCounters>>,
+    passive: Vec<(Frontend, (IpAddr, u16), Passive)>,
     drops: Vec<(&'static str, u64)>,
     moves: Moved,
     drains: Vec<Drained>,
 }
 
-/// The kernel is asked for the way.
-fn hop(_: IpAddr) -> abi::Hop {
-    abi::Hop::default()
+/// As the program reads it. No interface: the kernel is asked for the way.
+fn hop(hop: Option<Hop>) -> abi::Hop {
+    hop.map_or_else(abi::Hop::default, |hop| abi::Hop {
+        ifindex: hop.ifindex,
+        source_mac: hop.source_mac.into(),
+        destination_mac: hop.destination_mac.into(),
+        vlan: hop.vlan,
+        mtu: hop.mtu,
+    })
 }
 
 struct Plane {
@@ -158,8 +199,11 @@ struct Plane {
     announcer: Announcer,
     /// What the announcer was told last; `None`: it is not known how far it came.
     announced: Option<OrdSet<IpAddr>>,
-    neighbours: Neighbours,
+    hops: Hops,
     attached: Vec<Attached>,
+    health: Arc<Health>,
+    /// The Input that is applied, as it came.
+    input: Arc<Input>,
     generation: u64,
     /// The Input that is applied in part: an apply failed on the way, and is tried again.
     pending: Option<Arc<Input>>,
@@ -173,7 +217,7 @@ struct Plane {
 }
 
 impl Plane {
-    async fn start(config: &Config) -> anyhow::Result<Self> {
+    async fn start(config: &Config) -> anyhow::Result<(Self, Changes)> {
         xdp::object()?;
         let network = Network::open()?;
         let links = interfaces(&network, &config.interfaces).await?;
@@ -191,23 +235,34 @@ impl Plane {
         }
         let tables = Tables::adopt(&maps.found()?, maps.capacity()?, monotonic());
         info!(services = tables.applied().len(), "layer 4 is up");
-        let neighbours = Neighbours::start(Network::open()?);
+        let (hops, changes) = Hops::start()?;
         let (add, remove) = reals(&OrdMap::new(), tables.applied());
-        neighbours.change(add, remove).await;
+        hops.change(add.clone(), remove).await;
+        let mut core = Core {
+            maps,
+            hops: hops.clone(),
+            tables,
+            stats: Stats::default(),
+            drains: Drains::default(),
+            census: None,
+            counted: None,
+            ahead: false,
+        };
+        // What an earlier process knew of the way to them may be long past.
+        core.set_hops(add.into_iter().map(|address| (address, hops.get(&address))))?;
+        core.beat()?;
+        let interfaces: Vec<String> = links.iter().map(|link| link.name.clone()).collect();
+        let health = Health::start(&config.local_addresses, &interfaces);
+        health.adopt(core.tables.applied());
         let announcer = Announcer::start(network, first, &config.local_addresses).await?;
-        Ok(Self {
-            core: Some(Core {
-                maps,
-                tables,
-                stats: Stats::default(),
-                drains: Drains::default(),
-                census: None,
-                counted: None,
-            }),
+        let plane = Self {
+            core: Some(core),
             announcer,
             announced: None,
-            neighbours,
+            hops,
             attached,
+            health: Arc::new(health),
+            input: Arc::default(),
             generation: 0,
             pending: None,
             refused: None,
@@ -215,7 +270,8 @@ impl Plane {
             count_next: Instant::now(),
             standing,
             passing: Vec::new(),
-        })
+        };
+        Ok((plane, changes))
     }
 
     /// Applies an Input, or says why not.
@@ -236,8 +292,10 @@ impl Plane {
             return;
         }
         self.passing.clear();
-        match self.apply(&input, &before).await {
+        let fit = Input { services: self.health.input(&input.services), ..Input::clone(&input) };
+        match self.apply(&Arc::new(fit), &before).await {
             Ok(None) => {
+                self.input = Arc::clone(&input);
                 self.generation = input.generation;
                 self.pending = None;
                 self.refused = None;
@@ -245,6 +303,7 @@ impl Plane {
             Ok(Some(refused)) => {
                 // Room comes back as flows end.
                 self.pending = matches!(refused, Refused::Full { .. }).then(|| Arc::clone(&input));
+                self.health.input(&self.input.services);
                 self.refuse(&input, refused);
             }
             Err(error) => {
@@ -255,9 +314,30 @@ impl Plane {
         }
     }
 
+    /// Other reals are fit than before.
+    async fn refit(&mut self) {
+        // One that is not applied yet is tried again soon, and asks health then.
+        if self.pending.is_none() {
+            let fit = Input { services: self.health.effective(), ..Input::clone(&self.input) };
+            match self.fill(Arc::new(fit)).await {
+                Ok(None) => {}
+                Ok(Some(refused)) => warn!("what is fit was refused: {refused}"),
+                Err(error) => {
+                    error!("not applied, tried again in a second: {error:#}");
+                    self.pending = Some(Arc::clone(&self.input));
+                }
+            }
+        }
+    }
+
     fn refuse(&mut self, input: &Input, refused: Refused) {
-        warn!(generation = input.generation, "input refused: {refused}");
-        self.refused = Some((input.generation, refused));
+        let refused = Some((input.generation, refused));
+        if self.refused != refused
+            && let Some((generation, reason)) = &refused
+        {
+            warn!(generation, "input refused: {reason}");
+        }
+        self.refused = refused;
     }
 
     /// Withdraw, fill, announce.
@@ -273,12 +353,12 @@ impl Plane {
         };
         let (add, remove) = reals(before, &input.services);
         if !add.is_empty() || !remove.is_empty() {
-            self.neighbours.change(add.clone(), remove.clone()).await;
+            self.hops.change(add.clone(), remove.clone()).await;
         }
         self.announcer.withdraw(gone).await?;
         let result = self.fill(Arc::clone(input)).await;
         if !matches!(result, Ok(None)) {
-            self.neighbours.change(remove, add).await;
+            self.hops.change(remove, add).await;
             return result;
         }
         self.announcer.announce(new).await?;
@@ -288,10 +368,21 @@ impl Plane {
 
     async fn fill(&mut self, input: Arc<Input>) -> anyhow::Result<Option<Refused>> {
         self.with_core(move |core| {
-            let planned = core.with_writes(|tables, write| tables.plan(&input, monotonic(), &hop, write))?;
+            let hops = core.hops.clone();
+            let way = |address| hop(hops.get(&address));
+            let planned = core.with_writes(|tables, write| tables.plan(&input, monotonic(), &way, write))?;
             Ok(planned.err())
         })
         .await
+    }
+
+    async fn set_hops(&mut self, changes: Vec<(IpAddr, Option<Hop>)>) {
+        if changes.is_empty() {
+            return;
+        }
+        if let Err(error) = self.with_core(move |core| core.set_hops(changes.into_iter())).await {
+            warn!("ways to reals changed, and could not be written: {error:#}");
+        }
     }
 
     async fn tick(&mut self) {
@@ -299,11 +390,18 @@ impl Plane {
             self.take(pending).await;
         }
         if Instant::now() < self.count_next {
+            if let Err(error) = self.with_core(Core::beat).await {
+                warn!("{error:#}");
+            }
             return;
         }
         let began = Instant::now();
-        match self.with_core(Core::tick).await {
-            Ok(seen) => self.seen = seen,
+        let health = self.health.report();
+        match self.with_core(move |core| core.tick(health)).await {
+            Ok(seen) => {
+                self.health.passive(seen.passive.iter().cloned());
+                self.seen = seen;
+            }
             Err(error) => warn!("what goes on could not be counted or settled: {error:#}"),
         }
         self.count_next = Instant::now() + began.elapsed() * REST;
@@ -326,6 +424,7 @@ impl Plane {
     }
 
     fn report(&self) -> Report {
+        let health = self.health.report();
         Report {
             generation: self.generation,
             refused: self.refused.clone(),
@@ -334,7 +433,9 @@ impl Plane {
             drops: self.seen.drops.clone(),
             moves: self.seen.moves,
             drains: self.seen.drains.clone(),
-            problems: self.standing.iter().chain(&self.passing).cloned().collect(),
+            fail_open: health.fail_open,
+            probes: health.probes,
+            problems: self.standing.iter().chain(&self.passing).chain(&health.problems).cloned().collect(),
         }
     }
 }

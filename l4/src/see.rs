@@ -40,6 +40,7 @@ pub mod flows;
 mod line;
 pub mod log;
 pub mod pcap;
+mod program;
 mod ring;
 mod words;
 
@@ -227,7 +228,7 @@ fn found_or_not<T>(result: Result<T, aya::maps::MapError>) -> Result<Option<T>, 
     }
 }
 
-/// The clock that packets are stamped with, ns.
+/// The clock that captured packets are stamped with, ns.
 #[must_use]
 pub fn clock() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);

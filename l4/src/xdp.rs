@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::MapData,
+    maps::{Map, MapData, ProgramArray},
     programs::{
         ProgramError, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
@@ -58,12 +58,17 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         loader.map_pin_path(name, path);
     }
     let mut ebpf = loader.load(object).map_err(|error| explain(error.into()))?;
-    if let Err(error) = pin_explain(&mut ebpf, &config.pin_dir) {
-        warn!("`tidegate l4 explain` will not work: {error:#}");
-    }
+    load(&mut ebpf)?;
+    // The attached program ends when the map of what it goes on with does. That of the version before must last until
+    // the links have the new one.
+    let programs = config.pin_dir.join(map::PROGRAMS);
+    // No dots: a BPF file system wants none.
+    let next = config.pin_dir.join(format!("{}-next", map::PROGRAMS));
+    let _ = fs::remove_file(&next);
+    pin(&ebpf, map::PROGRAMS, &next)?;
+    pin_explain(&mut ebpf, &config.pin_dir)?;
     let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
     let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
-    program.load().map_err(|error| explain(error.into()))?;
     let mut attached = Vec::new();
     for link in links {
         forwarding(&link.name)?;
@@ -71,9 +76,56 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
         info!(interface = link.name, mode, adopted, "the balancer is attached");
         attached.push(Attached { interface: link.name.clone(), mode });
     }
-    // Only now: a map that is taken is closed with its handle, and loading needs them all.
-    let maps = Maps::take(&mut ebpf)?;
-    Ok((maps, attached))
+    fs::rename(&next, &programs).with_context(|| format!("putting {} in place", programs.display()))?;
+    Ok((Maps::take(ebpf)?, attached))
+}
+
+/// Loads the programs, and tells `balance` where it goes on.
+pub fn load(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    for name in ["balance", "rest", "explain", "beat"] {
+        let program = ebpf.program_mut(name).with_context(|| format!("the XDP object has no program `{name}`"))?;
+        let program: &mut Xdp = program.try_into().with_context(|| format!("`{name}` is not an XDP program"))?;
+        program.load().map_err(|error| explain(error.into()))?;
+    }
+    let rest: &Xdp = ebpf.program("rest").context("the XDP object has no program `rest`")?.try_into()?;
+    let rest = rest.fd().and_then(|fd| Ok(fd.try_clone()?)).context("duplicating a program's handle")?;
+    let programs = ebpf.map_mut(map::PROGRAMS).context("the XDP object has no map of programs")?;
+    let mut programs: ProgramArray<_> = programs.try_into().context("the map of programs")?;
+    programs.set(0, &rest, 0).context("telling the program where it goes on")
+}
+
+fn pin(ebpf: &Ebpf, name: &str, path: &Path) -> anyhow::Result<()> {
+    let Some(Map::ProgramArray(data)) = ebpf.map(name) else { bail!("the XDP object has no map of programs") };
+    data.pin(path).with_context(|| format!("pinning {}", path.display()))
+}
+
+/// The program that says what `balance` would do, pinned beside the maps that both look at.
+pub(crate) const EXPLAIN: &str = "explain";
+
+/// By a rename: whoever asks finds the old one or the new one.
+fn pin_explain(ebpf: &mut Ebpf, folder: &Path) -> anyhow::Result<()> {
+    let program = ebpf.program_mut(EXPLAIN).context("the XDP object has no program `explain`")?;
+    let (next, path) = (folder.join(format!("{EXPLAIN}-next")), folder.join(EXPLAIN));
+    // One that was left behind half-way.
+    let _ = fs::remove_file(&next);
+    program.pin(&next).with_context(|| format!("pinning {}", next.display()))?;
+    fs::rename(&next, &path).with_context(|| format!("putting {} in place", path.display()))
+}
+
+/// The interfaces that the program is attached to, by the pins of its links.
+pub(crate) fn attached(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            // link-NAME-INDEX-MODE, and NAME may have hyphens.
+            Some(name.strip_prefix(LINK_PREFIX)?.rsplitn(3, '-').nth(2)?.to_owned())
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
 }
 
 /// Detaches the program and takes the maps away.
@@ -86,7 +138,7 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         // Only what this room pinned.
-        if map::ALL.contains(&&*name) || name.starts_with(EXPLAIN) || name.starts_with(LINK_PREFIX) {
+        if map::ALL.contains(&&*name) || name.starts_with(map::PROGRAMS) || name.starts_with(EXPLAIN) || name.starts_with(LINK_PREFIX) {
             fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
         }
     }
@@ -156,36 +208,6 @@ fn forwarding(interface: &str) -> anyhow::Result<()> {
     }
     set(format!("/proc/sys/net/ipv4/conf/{interface}/forwarding"), "1")?;
     set(format!("/proc/sys/net/ipv6/conf/{interface}/forwarding"), "1")
-}
-
-/// The program that says what `balance` would do, pinned beside the maps that both look at.
-pub(crate) const EXPLAIN: &str = "explain";
-
-/// By a rename: whoever asks finds the old one or the new one.
-fn pin_explain(ebpf: &mut Ebpf, folder: &Path) -> anyhow::Result<()> {
-    let program: &mut Xdp = ebpf.program_mut(EXPLAIN).context("the XDP object has no program `explain`")?.try_into()?;
-    program.load().map_err(|error| explain(error.into()))?;
-    let (new, path) = (folder.join(format!("{EXPLAIN}-new")), folder.join(EXPLAIN));
-    // One that was left behind half-way.
-    let _ = fs::remove_file(&new);
-    program.pin(&new).with_context(|| format!("pinning {}", new.display()))?;
-    fs::rename(&new, &path).with_context(|| format!("putting {} in place", path.display()))
-}
-
-/// The interfaces that the program is attached to, by the pins of its links.
-pub(crate) fn attached(folder: &Path) -> anyhow::Result<Vec<String>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            // link-NAME-INDEX-MODE, and NAME may have hyphens.
-            Some(name.strip_prefix(LINK_PREFIX)?.rsplitn(3, '-').nth(2)?.to_owned())
-        })
-        .collect();
-    names.sort();
-    names.dedup();
-    Ok(names)
 }
 
 const LINK_PREFIX: &str = "link-";

@@ -4,9 +4,14 @@
 
 mod lab;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use aya::{Ebpf, EbpfLoader, TestRun, TestRunOptions, programs::Xdp};
+use aya::EbpfLoader;
 use imbl::{OrdMap, OrdSet};
 use tidegate_ebpf::{
     abi::{Hop, Mac, SECOND, map},
@@ -26,7 +31,6 @@ const A: RealState = RealState::Active;
 const D: RealState = RealState::Draining;
 
 struct Loaded {
-    ebpf: Ebpf,
     maps: Maps,
     tables: Tables,
 }
@@ -40,13 +44,12 @@ impl Loaded {
         let cpus = aya::util::nr_cpus().unwrap() as u32;
         loader.map_max_entries(map::REALS, reals).map_max_entries(map::REAL_COUNTERS, reals * cpus);
         let mut ebpf = loader.load(xdp::object().unwrap()).unwrap();
-        let program: &mut Xdp = ebpf.program_mut("balance").unwrap().try_into().unwrap();
-        program.load().unwrap();
-        let mut maps = Maps::take(&mut ebpf).unwrap();
+        xdp::load(&mut ebpf).unwrap();
+        let mut maps = Maps::take(ebpf).unwrap();
         assert_eq!(maps.settle(&LOCAL.map(|local| local.parse().unwrap()), &[]).unwrap(), None);
-        maps.believe_hops(u64::MAX).unwrap();
+        maps.beat(Duration::from_secs(3600)).unwrap();
         let tables = Tables::adopt(&Found::default(), maps.capacity().unwrap(), now());
-        Self { ebpf, maps, tables }
+        Self { maps, tables }
     }
 
     fn give(&mut self, input: &Input) -> Vec<Write> {
@@ -68,13 +71,14 @@ impl Loaded {
 
     /// What the program sends; `None`: nothing.
     fn send(&mut self, frame: &str) -> Option<String> {
-        let input = layers::write(frame);
-        let program: &mut Xdp = self.ebpf.program_mut("balance").unwrap().try_into().unwrap();
-        let mut output = vec![0; input.len() + 256];
-        let options = TestRunOptions { data_in: Some(&input), data_out: Some(&mut output), ..TestRunOptions::new() };
-        let result = program.test_run(options).unwrap();
-        output.truncate(result.data_size_out as usize);
-        (result.return_value >= 3).then(|| layers::read(&output))
+        let (action, output) = self.maps.run("balance", &layers::write(frame)).unwrap();
+        (action >= 3).then(|| layers::read(&output))
+    }
+
+    /// What lives at a moment.
+    fn census(&self, at: u64) -> Census {
+        let clock = self.maps.beat(Duration::from_secs(3600)).unwrap();
+        self.maps.census(at, clock + at.saturating_sub(now()))
     }
 }
 
@@ -208,7 +212,7 @@ fn a_draining_real_keeps_its_flows_until_they_are_over() {
         assert_eq!(at(&mut loaded, port, "A"), "b>r2", "{port} stays");
     }
     let draining = loaded.tables.get(&vip).unwrap().reals[0].id;
-    let census = loaded.maps.census(began + SETTLE + 10 * SECOND);
+    let census = loaded.census(began + SETTLE + 10 * SECOND);
     assert_eq!(census.live(draining), first);
     loaded.settle(began + SETTLE + 10 * SECOND, &census);
     assert_eq!((loaded.tables.moved().now, loaded.tables.moved().ended), (1, 0), "its flows are alive");
@@ -217,7 +221,7 @@ fn a_draining_real_keeps_its_flows_until_they_are_over() {
         at(&mut loaded, *port, "AF");
     }
     let later = began + SETTLE + 100 * SECOND;
-    let census = loaded.maps.census(later);
+    let census = loaded.census(later);
     assert_eq!(census.live(draining), 0);
     loaded.settle(later, &census);
     assert_eq!((loaded.tables.moved().now, loaded.tables.moved().ended), (0, 1));
@@ -241,7 +245,7 @@ fn full_nat_flows_are_counted_by_real_and_survive_a_drain() {
     for (port, real) in &before {
         assert_eq!(at(&mut loaded, *port, "A"), *real);
     }
-    let census = loaded.maps.census(now());
+    let census = loaded.census(now());
     let ids: Vec<u32> = loaded.tables.get(&vip).unwrap().reals.iter().map(|placed| placed.id).collect();
     assert_eq!((census.live(ids[0]), census.live(ids[1])), (first, 200 - first));
     assert!(census.names_service(loaded.tables.get(&vip).unwrap().id));
@@ -305,7 +309,7 @@ fn ten_thousand_services_of_ten_reals_fit_and_one_change_costs_one_change() {
     println!("compared: {:?}", started.elapsed());
 
     let started = Instant::now();
-    let census = loaded.maps.census(now());
+    let census = loaded.census(now());
     println!("census of 131,072 flows and 524,288 records: {:?}", started.elapsed());
     assert_eq!(census.live(0), 0);
     let started = Instant::now();

@@ -4,7 +4,7 @@
 
 mod lab;
 
-use lab::kernel::{Kernel, now};
+use lab::kernel::Kernel;
 use tidegate_ebpf::{
     Verdict,
     abi::map,
@@ -20,7 +20,7 @@ fn every_script_holds_in_the_kernel() {
     }
     let mut kernel = Kernel::load(None);
     for script in scripts::all() {
-        let memory = scripts::world(now());
+        let memory = scripts::world(kernel.now());
         let mut known = State::default();
         kernel.clear();
         scripts::play(&script, &memory, |memory, event| match event {
@@ -35,6 +35,7 @@ fn every_script_holds_in_the_kernel() {
                 }
                 // What the packet changed is what the next change starts from.
                 known = memory.0.borrow().clone();
+                kernel.places = (known.flows.keys().copied().collect(), known.records.keys().copied().collect());
             }
         });
     }
@@ -56,7 +57,7 @@ fn explaining_says_the_same_and_changes_nothing() {
         return;
     }
     let mut kernel = Kernel::load(None);
-    let memory: Memory = scripts::world(now());
+    let memory: Memory = scripts::world(kernel.now());
     kernel.write(&memory.0.borrow(), &mut State::default());
     for frame in [
         "eth c>b / ip4 10.77.0.10 > 10.77.100.1 / tcp 4000 > 80 S",

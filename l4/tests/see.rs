@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use lab::kernel::{Kernel, now};
+use lab::kernel::Kernel;
 use tidegate_ebpf::{
     abi::{
         ACCESS_DATA, Access, AccessKey, AccessKeyData, Address, Flow, MOVING, Move, Reason, Service, ServiceKey, TCP,
@@ -43,8 +43,8 @@ impl Pinned {
     fn new() -> Self {
         let folder = lab::pin_dir();
         std::fs::create_dir(&folder).unwrap();
-        let kernel = Kernel::load(Some(&folder));
-        let mut pinned = Self { kernel, memory: scripts::world(now()), known: State::default(), folder };
+        let mut kernel = Kernel::load(Some(&folder));
+        let mut pinned = Self { memory: scripts::world(kernel.now()), kernel, known: State::default(), folder };
         pinned.write();
         pinned
     }
@@ -296,10 +296,12 @@ async fn the_log_tells_new_flows_and_drops_with_their_reason() {
     let mut pinned = Pinned::new();
     pinned.send("eth c>b / ip4 10.77.0.10 > 10.77.100.1 / tcp 3999 > 80 SF");
     // The coarse clock must have moved on for that to be from before.
-    let before = now();
-    while now() == before {
+    let before = pinned.kernel.now();
+    while pinned.kernel.now() == before {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    // Asking for the time ended the belief in the next hops.
+    pinned.write();
     let mut log = Log::follow(&pinned.folder, 1).unwrap();
     pinned.send("eth c>b / ip4 10.77.0.10 > 10.77.100.1 / tcp 4000 > 80 S");
     pinned.send("eth c>b / ip4 10.77.0.10 > 10.77.100.1 / tcp 4000 > 80 A");

@@ -50,11 +50,20 @@ const FURNITURE: [&str; 12] = [
 const TWICE: [(&str, &str); 1] = [("thiserror", "pingora's x509-parser 0.16 still uses version 1")];
 
 /// Files that must decide without a clock, a socket, a file or dice: whatever they need is an argument.
-const PURE: [&str; 12] = [
+const PURE: [&str; 21] = [
     "ebpf/src",
     "l4/src/maglev.rs",
+    "l4/src/ring.rs",
     "l4/src/tables.rs",
+    "l4/src/tables",
+    "l4/src/census.rs",
+    "l4/src/locals.rs",
     "l4/src/input.rs",
+    "l4/src/hops/way.rs",
+    "l4/src/hops/book.rs",
+    "l4/src/hops/message.rs",
+    "l4/src/health/judge.rs",
+    "l4/src/health/standing.rs",
     "l7/src/table.rs",
     "l7/src/pool.rs",
     "dns/src/zone.rs",

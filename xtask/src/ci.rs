@@ -2,12 +2,13 @@
 
 use std::{
     fmt,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 
-use crate::{command, ebpf, fuzz, needs, test};
+use crate::{command, ebpf, fuzz, needs, target_dir, test};
 
 /// Seconds of fuzzing per target: enough to run every seed through every kind of mutation thousands of times.
 const FUZZ_SECONDS: &str = "5";
@@ -21,7 +22,8 @@ pub(crate) fn ci() -> anyhow::Result<()> {
     }
     let mut steps = Steps::default();
     steps.take("packages", || {
-        needs::ensure(&[needs::Purpose::Build, needs::Purpose::Lab, needs::Purpose::Test])?;
+        use needs::Purpose::{Build, Guest, Lab, Test};
+        needs::ensure(&[Build, Lab, Test, Guest])?;
         needs::python_venv()
     });
     // Locked: a Cargo.lock that does not fit the manifests fails here and is not mended in passing.
@@ -33,11 +35,18 @@ pub(crate) fn ci() -> anyhow::Result<()> {
         steps.take("tests", || none_skipped(test::beside_the_code(None, true)));
         steps.take("doc tests", test::in_the_docs);
         steps.take("stories", || none_skipped(test::stories(None, true)));
+        steps.take("guest", guest);
         steps.take("fuzz", || command::run(fuzz::driver().args(["--seconds", FUZZ_SECONDS, "--seed", FUZZ_SEED])));
     }
     steps.take("docs", || command::run(command::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings")));
     steps.take("licences", licences);
     steps.close()
+}
+
+/// The balancer in the kernels that we promise, and how many instructions it takes in one of them. They count the same
+/// in every build and on every machine.
+fn guest() -> anyhow::Result<()> {
+    command::run(Command::new(target_dir().join("debug/tidegate-bench")).arg("budgets"))
 }
 
 fn none_skipped(skipped: anyhow::Result<Vec<String>>) -> anyhow::Result<()> {

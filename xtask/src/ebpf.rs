@@ -20,22 +20,20 @@ const LINKER_VERSION: &str = "0.13";
 const LLVM_FEATURE: &str = "llvm-22";
 const TARGET: &str = "bpfel-unknown-none";
 
-/// What is built: `ebpf/src/bin/<bin>.rs` becomes `target/ebpf/<bin>.o`. `balancer` is embedded in the product.
-const BINS: &[&str] = &[
-    "balancer", // For `bench l4`.
-    "bench",
-];
+/// The binaries of the room `ebpf`, each of which becomes an object.
+const BINS: &[&str] = &["balancer", "probe", "bench", "generator"];
 
-/// Builds the objects, when one is older than what it is made from.
+/// Builds `target/ebpf/<bin>.o` when one is older than what they are made from.
 pub(crate) fn build() -> anyhow::Result<()> {
     let root = workspace()?;
     let folder = root.join("target/ebpf");
-    let objects: Vec<PathBuf> = BINS.iter().map(|bin| folder.join(bin).with_extension("o")).collect();
-    let oldest = objects.iter().map(|object| modified(object)).min().flatten();
-    if let Some(built) = oldest
-        && sources(&root)?.iter().all(|source| modified(source).is_some_and(|changed| changed <= built))
-    {
-        println!("ebpf: {} are up to date in {}", BINS.join(", "), folder.display());
+    let sources = sources(&root)?;
+    let fresh = |bin: &&str| {
+        let built = modified(&object(&folder, bin));
+        built.is_some_and(|built| sources.iter().all(|source| modified(source).is_some_and(|changed| changed <= built)))
+    };
+    if BINS.iter().all(fresh) {
+        println!("ebpf: {} in {} are up to date", BINS.join(" and "), folder.display());
         return Ok(());
     }
     rust_src()?;
@@ -69,15 +67,19 @@ pub(crate) fn build() -> anyhow::Result<()> {
         .context("starting cargo to build the XDP programs")?;
     ensure!(status.success(), "the XDP programs did not build (see above)");
     fs::create_dir_all(&folder).context("making target/ebpf")?;
-    for (bin, object) in BINS.iter().zip(&objects) {
-        let built = build_dir.join(TARGET).join("release").join(bin);
+    for bin in BINS {
+        let (built, object) = (build_dir.join(TARGET).join("release").join(bin), object(&folder, bin));
         // By a rename, so that nobody embeds half a file.
         let part = object.with_extension("part");
         fs::copy(&built, &part).with_context(|| format!("copying {}", built.display()))?;
-        fs::rename(&part, object).with_context(|| format!("putting {} in place", object.display()))?;
+        fs::rename(&part, &object).with_context(|| format!("putting {} in place", object.display()))?;
+        println!("ebpf: {}", object.display());
     }
-    println!("ebpf: {} are in {}", BINS.join(", "), folder.display());
     Ok(())
+}
+
+fn object(folder: &Path, bin: &str) -> PathBuf {
+    folder.join(bin).with_extension("o")
 }
 
 fn workspace() -> anyhow::Result<PathBuf> {

@@ -42,12 +42,13 @@ const VERBS: [Verb; 8] = [
     },
     Verb {
         usage: "bench WHAT [--quick] [--json FILE]",
-        about: "Measures beside the best peers in one run and prints a table; without WHAT, says what can be measured.",
+        about: "Measures beside the best peers in one run and prints a table; without WHAT, says what can be measured. \
+                `bench budgets [--update]` checks (or renews) how many instructions each path of the balancer takes.",
     },
     Verb {
         usage: "ci",
-        about: "What every change must pass: format, lints, all tests (none skipped), fuzzing in short, docs, \
-                licences; then the time that each step took.",
+        about: "What every change must pass: format, lints, all tests (none skipped), the balancer in other kernels \
+                and within its budget, fuzzing in short, docs, licences; then the time that each step took.",
     },
     Verb {
         usage: "fuzz [TARGET] [--seconds N] [--seed S]",

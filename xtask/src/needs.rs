@@ -20,6 +20,8 @@ pub(crate) enum Purpose {
     Lab,
     /// What other people's programs say about ours: `ci`, and `test` as root.
     Test,
+    /// Kernels beside the machine's own: `ci`, `bench lvs` and `bench budgets`.
+    Guest,
 }
 
 struct Need {
@@ -90,6 +92,24 @@ const NEEDS: &[Need] = &[
         proof: Proof::Python("import ensurepip, venv"),
         why: "runs a Marathon client that others wrote against our Marathon stand-in",
         purpose: Purpose::Test,
+    },
+    Need {
+        package: "qemu-system-x86",
+        proof: Proof::Program("qemu-system-x86_64"),
+        why: "boots Debian's kernels and counts what they run",
+        purpose: Purpose::Guest,
+    },
+    Need {
+        package: "kmod",
+        proof: Proof::Program("depmod"),
+        why: "knows which modules a guest's kernel must load",
+        purpose: Purpose::Guest,
+    },
+    Need {
+        package: "ipvsadm",
+        proof: Proof::Program("ipvsadm"),
+        why: "sets up LVS, which ours is measured beside",
+        purpose: Purpose::Guest,
     },
 ];
 

@@ -45,6 +45,7 @@ pub(super) fn measure(settings: &Settings, outcome: &mut Outcome) -> anyhow::Res
         }
         outcome.notes.push(format!("one real more on one VIP of {vips}: {writes} writes into maps"));
     }
+    grow(changes, outcome)?;
     let input = input(10_000);
     let mut times = Vec::new();
     for _ in 0..if settings.quick { 1 } else { 3 } {
@@ -55,6 +56,28 @@ pub(super) fn measure(settings: &Settings, outcome: &mut Outcome) -> anyhow::Res
     }
     let s = median(&times).context("there was a load")?;
     outcome.rows.push(row(format!("load 10k VIPs x {FEW} reals"), "s", s, BTreeMap::new(), Some(LOAD_GOAL_S)));
+    Ok(())
+}
+
+/// The one real for which the ring becomes a larger one, if there is such a number of reals.
+fn grow(changes: u32, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let Some(reals) = Ours::larger_ring_at(MANY) else { return Ok(()) };
+    let mut ours = Ours::load(Room { v4: 1, v6: 1 })?;
+    let mut input = input(10);
+    let mut times = Vec::new();
+    for _ in 0..changes {
+        for count in [reals - 1, reals] {
+            input.generation += 1;
+            input.services.insert(frontend(0), Arc::new(service(0, count)));
+            let began = Instant::now();
+            ours.give(&input)?;
+            if count == reals {
+                times.push(began.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    let ms = median(&times).context("there were changes")?;
+    outcome.rows.push(row(format!("one real more, the {reals}th: the ring grows"), "ms", ms, BTreeMap::new(), None));
     Ok(())
 }
 

@@ -11,13 +11,13 @@ use aya::{
     maps::{Array, MapData, PerCpuArray, ProgramArray},
     programs::{TestRunAttrs, Xdp, XdpMode, links::FdLink, xdp::XdpLinkId},
 };
-use tidegate_ebpf::replay::Replay;
+use tidegate_ebpf::replay::{CALLS, Replay};
 
 use super::cpu;
 
 /// Built by `cargo xtask ebpf`, and embedded in nothing that is shipped.
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bench.o");
-const PROGRAMS: [&str; 6] = ["restore", "generate", "nothing", "grow", "grow_v6", "sink"];
+const PROGRAMS: [&str; 7] = ["restore", "generate", "nothing", "grow", "grow_v6", "calls", "sink"];
 /// Frames that a live run makes at once: as many as the kernel takes.
 const BATCH: u32 = 256;
 
@@ -113,18 +113,26 @@ impl Harness {
     /// program that makes room for so many bytes, of which the frame's next laying has to take them away: half of that
     /// is the measured program's own work.
     pub(super) fn price(&mut self, replay: &Replay, growth: usize, interface: u32, runs: u32) -> anyhow::Result<f64> {
-        let mut of = |name: &str| {
-            let Self { ebpf, target, .. } = self;
-            target.set(0, program(ebpf, name)?.fd()?, 0).context("aiming at the bench's own program")?;
-            self.lay(replay)?;
-            self.time(interface, runs)
+        let nothing = self.time_own("nothing", replay, interface, runs)?;
+        let grow = match growth {
+            0 => return Ok(nothing),
+            20 => "grow",
+            _ => "grow_v6",
         };
-        let nothing = of("nothing")?;
-        match growth {
-            0 => Ok(nothing),
-            20 => Ok(f64::midpoint(nothing, of("grow")?)),
-            _ => Ok(f64::midpoint(nothing, of("grow_v6")?)),
-        }
+        Ok(f64::midpoint(nothing, self.time_own(grow, replay, interface, runs)?))
+    }
+
+    /// The ns that calling a helper of the kernel costs, which does nearly nothing.
+    pub(super) fn helper_call(&mut self, replay: &Replay, interface: u32, runs: u32) -> anyhow::Result<f64> {
+        let calls = self.time_own("calls", replay, interface, runs)?;
+        Ok((calls - self.time_own("nothing", replay, interface, runs)?) / f64::from(CALLS))
+    }
+
+    fn time_own(&mut self, name: &str, replay: &Replay, interface: u32, runs: u32) -> anyhow::Result<f64> {
+        let Self { ebpf, target, .. } = self;
+        target.set(0, program(ebpf, name)?.fd()?, 0).context("aiming at the bench's own program")?;
+        self.lay(replay)?;
+        self.time(interface, runs)
     }
 
     /// Sends real frames out of an interface of this namespace.

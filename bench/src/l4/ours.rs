@@ -6,7 +6,7 @@ use anyhow::Context;
 use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use tidegate_ebpf::abi::{Flow, LOCALS, Reverse, Tuple, map};
 use tidegate_l4::{
-    Forward, Frontend, Input,
+    Forward, Frontend, Input, maglev,
     maps::Maps,
     tables::{Found, Tables},
     xdp,
@@ -91,6 +91,11 @@ impl Ours {
 
     /// What one FULLNAT flow takes in the maps.
     pub(super) const BYTES_PER_FLOW: usize = 2 * size_of::<Tuple>() + size_of::<Flow>() + size_of::<Reverse>();
+
+    /// The largest number of reals, up to `most`, whose ring is larger than that of one real less.
+    pub(super) fn larger_ring_at(most: u32) -> Option<u32> {
+        (2..=most).rev().find(|&reals| maglev::slots(reals as usize) > maglev::slots(reals as usize - 1))
+    }
 
     /// Whether the balancer of this build forwards so.
     pub(super) fn knows(forward: Forward) -> bool {

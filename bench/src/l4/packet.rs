@@ -61,6 +61,8 @@ pub(super) struct Desk {
 pub(super) struct Turn {
     /// For a packet, without what laying the frame cost.
     pub(super) ns: f64,
+    /// What that cost.
+    pub(super) laying: f64,
     /// Of the packets.
     pub(super) dropped: f64,
 }
@@ -143,7 +145,13 @@ impl Desk {
         }
         let counted = Counts { packets: after.packets - before.packets, flows: after.flows - before.flows };
         judge(path, runs.into(), counted, dropped)?;
-        Ok(Turn { ns, dropped: dropped as f64 / f64::from(runs) })
+        Ok(Turn { ns, laying: base, dropped: dropped as f64 / f64::from(runs) })
+    }
+
+    /// ns of one call of a helper, which every look-up in a map is.
+    pub(super) fn helper_call(&mut self) -> anyhow::Result<f64> {
+        let frames = self.frames(&PATHS[0])?;
+        self.harness.helper_call(&frames, self.interface, self.scale.runs)
     }
 
     /// Offers more flows than there is room for, until hardly any finds a place, or there were many more.

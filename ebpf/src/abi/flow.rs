@@ -208,7 +208,7 @@ pub struct RecordLine(pub [u64; RECORDS_PER_LINE]);
 impl Record {
     /// About 17 s: an age wraps after 73 minutes.
     pub const AGE: u64 = 1 << 34;
-    /// Only a SYN was seen: any other SYN may take its place.
+    /// Seen once: any SYN may take its place.
     pub const OPENING: u8 = 0;
     pub const OPEN: u8 = 1;
     pub const CLOSING: u8 = 2;
@@ -239,12 +239,18 @@ impl Record {
             | u64::from(self.age) << 56
     }
 
-    /// Nobody will ask for it any more: about an hour for an open connection, half a minute for the others.
+    /// Nobody will ask for it any more: about an hour for an open connection; two minutes for one that was seen once, so
+    /// that it is known when its slot's move may end; half a minute for one that closes, and for UDP.
     #[inline(always)]
     #[must_use]
     pub fn over(self, now: u64) -> bool {
         let age = Self::now(now).wrapping_sub(self.age);
-        self.mark == 0 || age > if self.state == Self::OPEN { 210 } else { 2 }
+        let most = match self.state {
+            Self::OPEN => 210,
+            Self::OPENING => 8,
+            _ => 2,
+        };
+        self.mark == 0 || age > most
     }
 }
 
@@ -307,6 +313,8 @@ mod tests {
         let now = 500 * Record::AGE;
         let open = Record { state: Record::OPEN, age: Record::now(now), ..record };
         assert!(!open.over(now) && !open.over(now + 200 * Record::AGE) && open.over(now + 220 * Record::AGE));
-        assert!(Record { state: Record::OPENING, ..open }.over(now + 3 * Record::AGE));
+        assert!(!Record { state: Record::OPENING, ..open }.over(now + 8 * Record::AGE));
+        assert!(Record { state: Record::OPENING, ..open }.over(now + 9 * Record::AGE));
+        assert!(Record { state: Record::CLOSING, ..open }.over(now + 3 * Record::AGE));
     }
 }

@@ -9,7 +9,7 @@ pub const CAPTURE_BYTES: usize = 256;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Event {
-    /// ns of the coarse monotonic clock.
+    /// ns of the program's clock.
     pub at: u64,
     pub client: Address,
     pub vip: Address,
@@ -90,6 +90,8 @@ pub struct Trace {
     pub reason: u32,
     /// 1: the next hop was known from `reals`; 2: the kernel was asked.
     pub hop: u32,
+    /// The program's clock, ns.
+    pub at: u64,
 }
 
 /// Why a real was chosen.
@@ -122,5 +124,5 @@ const _: () = {
     assert!(size_of::<Event>() == 56);
     assert!(size_of::<Watch>() == 40);
     assert!(size_of::<Captured>() == 32 + CAPTURE_BYTES);
-    assert!(size_of::<Trace>() == 32);
+    assert!(size_of::<Trace>() == 40);
 };

@@ -7,11 +7,11 @@
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, PerCpuArray, ProgramArray},
-    helpers::bpf_xdp_adjust_head,
+    helpers::{bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use tidegate_ebpf::replay::{Replay, WORDS};
+use tidegate_ebpf::replay::{CALLS, Replay, WORDS};
 
 /// What every frame has at least: the smallest of Ethernet.
 const LEAST: usize = 8;
@@ -61,6 +61,18 @@ pub fn grow_v6(context: XdpContext) -> u32 {
     grown(&context, 40)
 }
 
+/// A target that calls a helper which does nearly nothing, [`CALLS`] times.
+#[xdp]
+pub fn calls(_context: XdpContext) -> u32 {
+    let mut call = 0;
+    while call < CALLS {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_coarse_ns() };
+        call += 1;
+    }
+    xdp_action::XDP_PASS
+}
+
 /// Where traffic ends.
 #[xdp]
 pub fn sink(_context: XdpContext) -> u32 {
@@ -93,7 +105,7 @@ fn lay(context: &XdpContext) -> Option<()> {
             return None;
         }
     }
-    let words = replay.next();
+    let words = replay.lay();
     let start = context.data();
     let end = context.data_end();
     if start + LEAST * size_of::<u64>() > end {

@@ -3,19 +3,16 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
-use aya::{
-    TestRun, TestRunOptions,
-    maps::{Array, MapData},
-    programs::Xdp,
-};
-use aya_obj::programs::XdpAttachType;
+use aya::maps::{Array, MapData};
 use serde::Serialize;
 use tidegate_ebpf::abi::{self, Flow, MOVING, Move, Reason, Trace, Why, map};
 
-use super::{Alone, Real, View, build, line};
+use super::{
+    Alone, Real, View, build, line,
+    program::{Answer, Program},
+};
 use crate::{
     input::{Frontend, Protocol},
-    stats::monotonic,
     xdp,
 };
 
@@ -144,8 +141,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Asks the program.
 pub struct Explainer {
     view: View,
-    program: Xdp,
-    trace: Array<MapData, Trace>,
+    program: Program,
     flows: Array<MapData, Flow>,
     moves: Array<MapData, Move>,
     interface: Interface,
@@ -164,9 +160,6 @@ impl Explainer {
     /// `interface`: where the packet comes by; without it the first that the balancer is attached to.
     pub fn open(folder: &Path, interface: Option<&str>) -> anyhow::Result<Self> {
         let view = View::open(folder)?;
-        let path = folder.join(xdp::EXPLAIN);
-        let program =
-            Xdp::from_pin(&path, XdpAttachType::Interface).map_err(|error| super::refused(error.into(), &path))?;
         let name = match interface {
             Some(name) => name.to_owned(),
             None => xdp::attached(folder)?.into_iter().next().with_context(|| {
@@ -182,10 +175,9 @@ impl Explainer {
             }
         };
         Ok(Self {
-            trace: view.array(map::TRACE)?,
             flows: view.array(map::FLOWS)?,
             moves: view.array(map::MOVES)?,
-            program,
+            program: Program::open(&view)?,
             interface: Interface::find(&name)?,
             view,
             _alone: alone,
@@ -200,12 +192,7 @@ impl Explainer {
         }
         let protocol = if frontend.protocol == Protocol::Udp { abi::UDP } else { abi::TCP };
         let frame = build::frame(self.interface.mac, client, vip, protocol, opens);
-        let none = u32::MAX;
-        let fresh =
-            Trace { why: 0, service: none, slot: none, word: none, real: none, flow: none, reason: none, hop: 0 };
-        self.trace.set(0, fresh, 0).context("clearing the trace")?;
-        let (action, sent) = self.run(&frame)?;
-        let trace = self.trace.get(&0, 0).context("reading the trace")?;
+        let Answer { action, frame: sent, trace } = self.program.ask(&frame, self.interface.index)?;
         let service = self.view.service(&frontend)?.filter(|service| service.id == trace.service);
         let forwarded = action == TX || action == REDIRECT;
         Ok(Explanation {
@@ -218,7 +205,7 @@ impl Explainer {
             },
             interface: self.interface.name.clone(),
             outcome: self.outcome(action, &trace, &frontend)?,
-            slot: service.filter(|_| trace.slot != none).map(|service| self.slot(&trace, &service)),
+            slot: service.filter(|_| trace.slot != u32::MAX).map(|service| self.slot(&trace, &service)),
             service: service.as_ref().map(seen),
             real: self.real(trace.real),
             why: reasoning(trace.why),
@@ -266,24 +253,6 @@ impl Explainer {
         reals.sort_by_key(|share| (std::cmp::Reverse(share.ports), share.real.address));
         let example = example.context("no port was asked about")?;
         Ok(Shares { asked: SAMPLE, reals, others, example })
-    }
-
-    /// The program's answer, and what it made of the frame.
-    fn run(&self, frame: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, frame.len() as u32, 0, self.interface.index, 0, 0].map(u32::to_ne_bytes).concat();
-        let mut sent = vec![0; frame.len() + 256];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut sent),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        };
-        let result = self.program.test_run(options).context(
-            "running the program `explain` (it needs root, and the interface must be one of this network namespace)",
-        )?;
-        sent.truncate(result.data_size_out as usize);
-        Ok((result.return_value, sent))
     }
 
     fn outcome(&self, action: u32, trace: &Trace, frontend: &Frontend) -> anyhow::Result<Outcome> {
@@ -347,8 +316,7 @@ impl Explainer {
             return Ok(Some(FlowSeen { local, state: "new", idle_s: 0 }));
         }
         let flow = self.flows.get(&trace.flow, 0).context("reading the flow")?;
-        let now = monotonic();
-        Ok(Some(FlowSeen { local, state: super::flows::state(&flow), idle_s: flow.idle(now) / abi::SECOND }))
+        Ok(Some(FlowSeen { local, state: super::flows::state(&flow), idle_s: flow.idle(trace.at) / abi::SECOND }))
     }
 }
 

@@ -9,11 +9,8 @@ use std::{
 use serde::Serialize;
 use tidegate_ebpf::abi::{self, Flow, Record, RecordLine, map};
 
-use super::{Real, View};
-use crate::{
-    input::{Frontend, Protocol},
-    stats::monotonic,
-};
+use super::{Real, View, program::Program};
+use crate::input::{Frontend, Protocol};
 
 /// Which flows are listed: those that fit all that is said.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,7 +58,7 @@ pub struct Recorded {
 /// Reads the tables once, as memory: nothing waits for it.
 pub fn list(folder: &Path, filter: &Filter, limit: usize) -> anyhow::Result<Flows> {
     let view = View::open(folder)?;
-    let now = monotonic();
+    let now = Program::open(&view)?.now()?;
     let mut listing = Flows { alive: 0, fitting: 0, shown: Vec::new(), recorded: Vec::new() };
     for (index, flow) in (0..).zip(view.mapped::<Flow>(map::FLOWS)?.iter()) {
         if flow.over(now) {

@@ -5,13 +5,12 @@ use std::{net::SocketAddr, path::Path};
 use serde::Serialize;
 use tidegate_ebpf::abi::{self, Event, Reason, map};
 
-use super::{Alone, View, capture::Wish, ring::Ring};
-use crate::stats::monotonic;
+use super::{Alone, View, capture::Wish, program::Program, ring::Ring};
 
 /// Something that happened.
 #[derive(Clone, Debug, Serialize)]
 pub struct Told {
-    /// ns of the monotonic clock.
+    /// ns of the program's clock, which moves by jiffies.
     #[serde(skip)]
     pub at: u64,
     pub protocol: &'static str,
@@ -51,9 +50,16 @@ impl Log {
         let alone = Alone::need(folder, "log")?;
         let ring = Ring::new(view.ring(map::EVENTS)?)?;
         let wish = Wish::open(&view)?;
+        let since = Program::open(&view)?.now()?;
         let every = if every == 0 { 0 } else { every.checked_next_power_of_two().unwrap_or(1 << 31) };
         wish.log_every(every);
-        Ok(Self { ring, view, wish, since: monotonic(), _alone: alone })
+        Ok(Self { ring, view, wish, since, _alone: alone })
+    }
+
+    /// When it began, by the clock of [`Told::at`].
+    #[must_use]
+    pub fn since(&self) -> u64 {
+        self.since
     }
 
     /// The next that happened; `None`: nothing more so far.

@@ -4,23 +4,23 @@ use std::path::Path;
 
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, ProgramArray, lpm_trie::Key},
     programs::Xdp,
 };
 use tidegate_ebpf::{
-    abi::{AccessKeyData, map},
+    abi::{AccessKeyData, Settings, map},
     host::State,
 };
 use tidegate_l4::xdp;
 
-pub fn now() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
-    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
-}
-
 pub struct Kernel {
     pub ebpf: Ebpf,
+    /// The places of flows and records that the last script may have filled.
+    pub places: (Vec<u32>, Vec<u32>),
 }
+
+/// ns of a jiffy.
+const JIFFY: u32 = 4_000_000;
 
 impl Kernel {
     /// `pins`: a folder for the maps and the program `explain`, as a process that serves leaves them.
@@ -40,14 +40,26 @@ impl Kernel {
             .map_max_entries(map::REAL_COUNTERS, 64 * cpus)
             .load(xdp::object().unwrap())
             .unwrap();
-        for name in ["balance", "explain"] {
+        for name in ["balance", "rest", "explain", "beat"] {
             let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
             program.load().unwrap();
             if let ("explain", Some(pins)) = (name, pins) {
                 program.pin(pins.join(name)).unwrap();
             }
         }
-        Self { ebpf }
+        let rest: &Xdp = ebpf.program("rest").unwrap().try_into().unwrap();
+        let rest = rest.fd().unwrap().try_clone().unwrap();
+        let mut programs: ProgramArray<_> = ebpf.map_mut(map::PROGRAMS).unwrap().try_into().unwrap();
+        programs.set(0, &rest, 0).unwrap();
+        let mut kernel = Self { ebpf, places: Default::default() };
+        kernel.array(map::SETTINGS).set(0, Settings { jiffy: JIFFY, ..Settings::default() }, 0).unwrap();
+        kernel
+    }
+
+    /// The program's clock.
+    pub fn now(&mut self) -> u64 {
+        self.run("beat", &[0; 64]);
+        self.array::<u64>(map::CLOCK).get(&0, 0).unwrap()
     }
 
     pub fn run(&mut self, program: &str, input: &[u8]) -> (u32, Vec<u8>) {
@@ -84,16 +96,11 @@ impl Kernel {
         let mut access: LpmTrie<_, AccessKeyData, u32> = self.map(map::ACCESS).try_into().unwrap();
         let keys: Vec<_> = access.keys().map(Result::unwrap).collect();
         keys.iter().for_each(|key| access.remove(key).unwrap());
-        let mut flows = self.array::<tidegate_ebpf::abi::Flow>(map::FLOWS);
-        for index in 0..flows.len() {
-            if flows.get(&index, 0).unwrap().protocol != 0 || flows.get(&index, 0).unwrap().spilled != 0 {
-                flows.set(index, tidegate_ebpf::abi::Flow::default(), 0).unwrap();
-            }
-        }
-        let mut records = self.array::<tidegate_ebpf::abi::RecordLine>(map::RECORDS);
-        for index in 0..records.len() {
-            records.set(index, tidegate_ebpf::abi::RecordLine::default(), 0).unwrap();
-        }
+        let (flows, records) = std::mem::take(&mut self.places);
+        let mut array = self.array(map::FLOWS);
+        flows.iter().for_each(|index| array.set(*index, tidegate_ebpf::abi::Flow::default(), 0).unwrap());
+        let mut array = self.array(map::RECORDS);
+        records.iter().for_each(|index| array.set(*index, tidegate_ebpf::abi::RecordLine::default(), 0).unwrap());
         let mut meters = self.array::<u64>(map::METERS);
         for index in 0..64 {
             meters.set(index, 0, 0).unwrap();
@@ -103,7 +110,7 @@ impl Kernel {
     /// Makes the maps hold `state`; `known` is what they hold of it already.
     pub fn write(&mut self, state: &State, known: &mut State) {
         let mut settings = *state.settings;
-        (settings.services, settings.reals) = (64, 64);
+        (settings.services, settings.reals, settings.jiffy) = (64, 64, JIFFY);
         self.array(map::SETTINGS).set(0, settings, 0).unwrap();
         let mut array = self.array(map::FILTER);
         state.filter.iter().for_each(|(index, word)| array.set(*index, *word, 0).unwrap());
@@ -113,6 +120,8 @@ impl Kernel {
         state.locals.iter().for_each(|(index, local)| hash.insert(local, index, 0).unwrap());
         let mut hash = self.hash::<tidegate_ebpf::abi::ServiceKey, tidegate_ebpf::abi::Service>(map::SERVICES);
         state.services.iter().for_each(|(key, service)| hash.insert(key, service, 0).unwrap());
+        let mut array = self.array(map::HEADS);
+        state.heads.iter().for_each(|(place, head)| array.set(*place, **head, 0).unwrap());
         let mut array = self.array(map::FRONTENDS);
         state.frontends.iter().for_each(|(id, frontend)| array.set(*id, *frontend, 0).unwrap());
         let mut array = self.array(map::REALS);

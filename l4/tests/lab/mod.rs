@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, dead_code, reason = "each test file uses a part of it")]
 
 pub mod kernel;
+pub mod unwrap;
 
 use std::{
     fs::File,
@@ -148,15 +149,21 @@ pub fn pin_dir() -> PathBuf {
     PathBuf::from(format!("/sys/fs/bpf/tidegate-test-{}-{count}", std::process::id()))
 }
 
-/// Why the lab cannot run here. Fails instead when `LAB_REQUIRE=1`.
+/// Whether the lab cannot run here; says why. Fails instead when `LAB_REQUIRE=1`.
 pub fn skip() -> bool {
-    let reason = if !nix::unistd::geteuid().is_root() {
-        "not root"
-    } else if xdp::object().is_err() {
-        "no XDP object in this build (`cargo xtask ebpf`, then build again)"
-    } else {
+    let object = xdp::object().is_ok();
+    skip_without_root() || skip_unless(object, "no XDP object in this build (`cargo xtask ebpf`, then build again)")
+}
+
+/// The same for a test without the program.
+pub fn skip_without_root() -> bool {
+    skip_unless(nix::unistd::geteuid().is_root(), "not root")
+}
+
+fn skip_unless(possible: bool, reason: &str) -> bool {
+    if possible {
         return false;
-    };
+    }
     assert!(std::env::var("LAB_REQUIRE").as_deref() != Ok("1"), "LAB_REQUIRE=1, but: {reason}");
     println!("SKIP {reason}");
     true

@@ -21,7 +21,7 @@ use crate::{
         peers::{self, HAPROXY, NFT, NGINX, STREAM},
     },
     machine::Cores,
-    peers::fill,
+    peers::configure,
 };
 
 pub(super) const OURS_NAT: &str = "FULLNAT";
@@ -232,13 +232,6 @@ fn known(neighbours: impl IntoIterator<Item = (Ipv4Addr, String)>) -> String {
 fn made(dir: PathBuf) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     Ok(dir)
-}
-
-fn configure(dir: &Path, file: &str, template: &str, values: &[(&str, &str)]) -> anyhow::Result<String> {
-    let place = dir.display().to_string();
-    let path = dir.join(file);
-    std::fs::write(&path, fill(template, &[&[("dir", place.as_str())], values].concat()))?;
-    Ok(path.display().to_string())
 }
 
 fn start_nginx(ns: &Ns, dir: &Path, core: usize, file: &str) -> anyhow::Result<Process> {

@@ -154,7 +154,7 @@ pub(super) struct Captures {
 
 pub(super) async fn capture(args: &Captures) -> anyhow::Result<ExitCode> {
     let mut end = End::after(args.seconds)?;
-    let epoch = epoch();
+    let epoch = epoch(see::clock());
     let mut to = Sink::open(args.write.as_ref(), epoch)?;
     let filter = Filter { address: args.host, port: args.port };
     let mut capture = Capture::start(&args.pins.folder()?, &filter)?;
@@ -345,8 +345,8 @@ struct Entry<'a> {
 
 pub(super) async fn log(args: &Follow) -> anyhow::Result<ExitCode> {
     let mut end = End::after(args.seconds)?;
-    let epoch = epoch();
     let mut log = Log::follow(&args.pins.folder()?, if args.drops { 0 } else { args.sample })?;
+    let epoch = epoch(log.since());
     loop {
         while let Some(told) = log.next() {
             let line = if args.json {
@@ -374,9 +374,9 @@ fn words(told: &Told) -> String {
     }
 }
 
-/// What is added to the monotonic clock to make it the time of day, ns.
-fn epoch() -> u64 {
-    (Timestamp::now().as_nanosecond() as u64).wrapping_sub(see::clock())
+/// What is added to a clock that stands at `clock` now to make it the time of day, ns.
+fn epoch(clock: u64) -> u64 {
+    (Timestamp::now().as_nanosecond() as u64).wrapping_sub(clock)
 }
 
 fn time(epoch: u64, at: u64) -> Timestamp {

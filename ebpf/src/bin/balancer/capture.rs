@@ -18,7 +18,7 @@ use tidegate_ebpf::{
 
 use crate::{
     frame::Frame,
-    maps::{CAPTURED, WATCH},
+    maps::{ARRIVED, CAPTURED, WATCH},
 };
 
 #[inline(always)]
@@ -26,24 +26,30 @@ pub(crate) fn wanted() -> bool {
     WATCH.get(0).is_some_and(|watch| watch.capture != 0 && watch.left != 0)
 }
 
-/// 1: it is one that is asked for, and was copied. It may not look like one any more when it leaves.
+/// Copies what is asked for. It may not look like that any more when it leaves, so that is remembered.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn arriving(context: *mut xdp_md) -> u32 {
-    if !fits(context) {
-        return 0;
+    let fits = fits(context);
+    if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own; XDP does not interrupt itself.
+        unsafe { *arrived = u32::from(fits) };
     }
-    copy(context, Captured::CAME, 0, true);
-    1
+    if fits {
+        copy(context, Captured::CAME, 0, true);
+    }
+    0
 }
 
 /// What became of a packet. One that did not look like one that is asked for may do so now: a real's answer goes to its
 /// client.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn leaving(context: *mut xdp_md, action: u32, detail: u32, arrived: u32) -> u32 {
+pub(crate) extern "C" fn leaving(context: *mut xdp_md, action: u32, detail: u32) -> u32 {
+    // SAFETY: as above.
+    let arrived = ARRIVED.get_ptr_mut(0).is_some_and(|arrived| unsafe { core::mem::take(&mut *arrived) } != 0);
     let sent = action == xdp_action::XDP_TX || action == xdp_action::XDP_REDIRECT;
-    if arrived != 0 || (sent && fits(context)) {
+    if arrived || (sent && fits(context)) {
         copy(context, action, detail, sent);
     }
     0

@@ -11,33 +11,78 @@ mod maps;
 mod stages;
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
-use tidegate_ebpf::Verdict;
+use tidegate_ebpf::{Tables, Verdict};
 
 use crate::{frame::Frame, maps::Maps};
 
-/// The balancer.
+/// The balancer: the usual packets itself, the others by `rest`.
 #[xdp]
+#[inline(always)]
 pub fn balance(context: XdpContext) -> u32 {
     let capturing = capture::wanted();
-    let arrived = if capturing { capture::arriving(context.ctx) } else { 0 };
+    if capturing {
+        capture::arriving(context.ctx);
+    }
     let maps = Maps::<false> { context: context.ctx };
-    let verdict = tidegate_ebpf::balance(&mut Frame(context.ctx), &maps);
+    let Some(verdict) = tidegate_ebpf::usual(&mut Frame(context.ctx), &maps) else {
+        // SAFETY: user space has put `rest` there before the program was attached.
+        unsafe { maps::PROGRAMS.tail_call(&context, 0) };
+        return xdp_action::XDP_PASS;
+    };
     let action = act(verdict);
     if capturing {
-        capture::leaving(context.ctx, action, detail(verdict), arrived);
+        capture::leaving(context.ctx, action, detail(verdict));
+    }
+    action
+}
+
+/// The packets that are not usual. A program of its own, since it needs all the stack that the kernel gives.
+#[xdp]
+#[inline(always)]
+pub fn rest(context: XdpContext) -> u32 {
+    let maps = Maps::<false> { context: context.ctx };
+    let verdict = tidegate_ebpf::whole(&mut Frame(context.ctx), &maps);
+    let action = act(verdict);
+    if capture::wanted() {
+        capture::leaving(context.ctx, action, detail(verdict));
     }
     action
 }
 
 /// Decides as the balancer would, writes nothing but `trace`, and leaves in the packet what would be sent.
 #[xdp]
+#[inline(always)]
 pub fn explain(context: XdpContext) -> u32 {
     let maps = Maps::<true> { context: context.ctx };
-    act(tidegate_ebpf::balance(&mut Frame(context.ctx), &maps))
+    maps.trace(|trace| trace.at = maps::now());
+    let mut frame = Frame(context.ctx);
+    // What is not ours goes no further.
+    act(tidegate_ebpf::usual(&mut frame, &maps).unwrap_or_else(|| tidegate_ebpf::whole(&mut frame, &maps)))
+}
+
+/// Writes the clock to `clock`, and lets the next hops be believed for as long as the frame's first 8 bytes say, ns;
+/// for user space to run by itself.
+#[xdp]
+#[inline(always)]
+pub fn beat(context: XdpContext) -> u32 {
+    let now = maps::now();
+    if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
+        // SAFETY: map memory; one store.
+        unsafe { clock.write_volatile(now) };
+    }
+    let start = context.data();
+    if start + size_of::<u64>() <= context.data_end()
+        && let Some(settings) = maps::SETTINGS.get_ptr_mut(0)
+    {
+        // SAFETY: inside the frame (checked above), which begins at an aligned address; map memory, one store.
+        unsafe { (&raw mut (*settings).hops_until).write_volatile(now + *(start as *const u64)) };
+    }
+    xdp_action::XDP_PASS
 }
 
 /// Lets everything pass. A veth's far end needs a program for its own side to be able to transmit from XDP.
 #[xdp]
+#[inline(always)]
 pub fn pass(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }

@@ -5,9 +5,9 @@ use aya_ebpf::{
         BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibLookup, xdp_md,
     },
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     helpers::{
-        bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns,
+        bpf_fib_lookup, bpf_get_smp_processor_id, bpf_jiffies64,
         generated::{
             bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4,
             bpf_tcp_raw_gen_syncookie_ipv6,
@@ -18,9 +18,9 @@ use aya_ebpf::{
 use tidegate_ebpf::{
     Packet, Tables,
     abi::{
-        self, AccessKey, AccessKeyData, Address, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow, Fragment,
-        FragmentKey, Frontend, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service, ServiceKey, Settings,
-        SourceKey, Trace, Watch, capacity,
+        self, AccessKey, AccessKeyData, Address, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow,
+        Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service,
+        ServiceKey, Settings, SourceKey, Trace, Watch, capacity,
     },
     balance::HOP_FOUND,
     parse::Seen,
@@ -31,7 +31,7 @@ use tidegate_ebpf::{
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
 
 #[btf_map(name = "settings")]
-static SETTINGS: Array<Settings, 1> = Array::new();
+pub(crate) static SETTINGS: Array<Settings, 1, MAPPED> = Array::new();
 #[btf_map(name = "filter")]
 static FILTER: Array<FilterWord, FILTER_WORDS, MAPPED> = Array::new();
 #[btf_map(name = "locals")]
@@ -40,6 +40,8 @@ static LOCALS: Array<Address, { 2 * abi::LOCALS as usize }> = Array::new();
 static LOCAL_INDEX: HashMap<Address, u32, { 2 * abi::LOCALS as usize }> = HashMap::new();
 #[btf_map(name = "services")]
 static SERVICES: HashMap<ServiceKey, Service, { 2 * capacity::SERVICES }> = HashMap::new();
+#[btf_map(name = "heads")]
+static HEADS: Array<Head, { capacity::HEADS }, MAPPED> = Array::new();
 #[btf_map(name = "frontends")]
 static FRONTENDS: Array<Frontend, { capacity::SERVICES }> = Array::new();
 #[btf_map(name = "reals")]
@@ -80,8 +82,17 @@ static SCRATCH: PerCpuArray<Seen, 1> = PerCpuArray::new();
 /// When this CPU told of a drop. As above.
 #[btf_map(name = "last_told")]
 static LAST_TOLD: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// 1: the packet that this CPU does was copied as it came. As above.
+#[btf_map(name = "arrived")]
+pub(crate) static ARRIVED: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map(name = "trace")]
 static TRACE: Array<Trace, 1> = Array::new();
+
+/// `rest`, for `balance` to go on with. Of each load its own: the next version's program must not be this one's rest.
+#[btf_map(name = "programs")]
+pub(crate) static PROGRAMS: ProgramArray<1> = ProgramArray::new();
+#[btf_map(name = "clock")]
+pub(crate) static CLOCK: Array<u64, 1, MAPPED> = Array::new();
 
 /// The maps as a packet sees them; `DRY` ones are only looked at.
 pub(crate) struct Maps<const DRY: bool> {
@@ -93,8 +104,7 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
 
     #[inline(always)]
     fn now(&self) -> u64 {
-        // SAFETY: a helper without arguments.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        now()
     }
 
     #[inline(always)]
@@ -125,6 +135,11 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         // SAFETY: copied at once; an entry is replaced as a whole, never written in place.
         unsafe { SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn head(&self, place: u32) -> Option<&Head> {
+        HEADS.get(place)
     }
 
     #[inline(always)]
@@ -362,6 +377,14 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
         };
         (answer == 0).then_some(536)
     }
+}
+
+/// Jiffies, as ns: the verifier puts a load in the call's place, where the kernel's clocks are calls of calls.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    let jiffy = SETTINGS.get(0).map_or(0, |settings| settings.jiffy);
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_jiffies64() * u64::from(jiffy) }
 }
 
 /// Drops come in floods: one in each millisecond and CPU is told of, and all are counted.

@@ -36,8 +36,6 @@ macro_rules! stages {
 }
 
 stages! {
-    PlainV4 plain_v4 dry_plain_v4
-    PlainV6 plain_v6 dry_plain_v6
     Unusual unusual dry_unusual
     Any any dry_any
     Refuse refuse dry_refuse

@@ -11,7 +11,7 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
         let service = |number: u8, (reals, slow_start_s): (BTreeMap<u8, (u16, RealState)>, u32)| {
             let reals = reals.into_iter().map(|(number, (weight, state))| real(number, weight, state)).collect();
             // A mode that changes is another story: its flows are lost.
-            let forward = if number % 2 == 0 { Forward::FullNat } else { Forward::Direct };
+            let forward = if number.is_multiple_of(2) { Forward::FullNat } else { Forward::Direct };
             Arc::new(Service { reals, forward, slow_start_s, ..Service::default() })
         };
         input(services.into_iter().map(|(number, of)| (front(number), service(number, of))).collect())
