@@ -138,7 +138,11 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         // Only what this room pinned.
-        if map::ALL.contains(&&*name) || name.starts_with(map::PROGRAMS) || name.starts_with(EXPLAIN) || name.starts_with(LINK_PREFIX) {
+        if map::ALL.contains(&&*name)
+            || name.starts_with(map::PROGRAMS)
+            || name.starts_with(EXPLAIN)
+            || name.starts_with(LINK_PREFIX)
+        {
             fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
         }
     }

@@ -51,12 +51,8 @@ impl Program {
 
     fn run(&self, frame: &[u8], context: Option<&[u8]>) -> anyhow::Result<Answer> {
         let mut out = vec![0; frame.len() + 256];
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: context,
-            ..TestRunOptions::new()
-        };
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ctx_in: context, ..TestRunOptions::new() };
         let result = self.program.test_run(options).context("running the program `explain`")?;
         out.truncate(result.data_size_out as usize);
         let trace = self.trace.get(&0, 0).context("reading the trace")?;

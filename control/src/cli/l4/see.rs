@@ -61,8 +61,9 @@ impl FromStr for Place {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self { address, port: None });
         }
-        let place: SocketAddr =
-            text.parse().map_err(|_| format!("{text:?} is neither ADDRESS nor ADDRESS:PORT ([ADDRESS]:PORT for IPv6)"))?;
+        let place: SocketAddr = text
+            .parse()
+            .map_err(|_| format!("{text:?} is neither ADDRESS nor ADDRESS:PORT ([ADDRESS]:PORT for IPv6)"))?;
         Ok(Self { address: place.ip(), port: Some(place.port()) })
     }
 }

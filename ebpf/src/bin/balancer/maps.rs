@@ -18,9 +18,9 @@ use aya_ebpf::{
 use tidegate_ebpf::{
     Packet, Tables,
     abi::{
-        self, AccessKey, AccessKeyData, Address, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow,
-        Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service,
-        ServiceKey, Settings, SourceKey, Trace, Watch, capacity,
+        self, AccessKey, AccessKeyData, Address, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow, Fragment,
+        FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service, ServiceKey,
+        Settings, SourceKey, Trace, Watch, capacity,
     },
     balance::HOP_FOUND,
     parse::Seen,
