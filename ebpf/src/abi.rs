@@ -14,7 +14,7 @@ mod see;
 
 pub use flow::{Flow, Move, RECORDS_PER_LINE, Record, RecordLine};
 pub use guard::{ACCESS_DATA, Access, AccessKey, AccessKeyData, Fragment, FragmentKey, Limits, SourceKey};
-pub use see::{CAPTURE_BYTES, Capture, Captured, Event, Trace, Why};
+pub use see::{CAPTURE_BYTES, Captured, Event, Trace, Watch, Why};
 
 /// Counts up whenever a type here changes. User space refuses to adopt pinned maps of another layout.
 pub const LAYOUT: u32 = 2;
@@ -64,8 +64,8 @@ pub mod map {
     pub const DROPS: &str = "drops";
     /// `RingBuf` of [`super::Event`]: sampled new flows and dropped packets.
     pub const EVENTS: &str = "events";
-    /// `Array<Capture>`, one entry: which packets are captured.
-    pub const CAPTURE: &str = "capture";
+    /// `Array<Watch>`, one entry, mapped: what whoever looks wants to see.
+    pub const WATCH: &str = "watch";
     /// `RingBuf` of [`super::Captured`].
     pub const CAPTURED: &str = "captured";
     /// `Array<Trace>`, one entry: what the program `explain` found out.
@@ -97,7 +97,7 @@ pub mod map {
         REAL_COUNTERS,
         DROPS,
         EVENTS,
-        CAPTURE,
+        WATCH,
         CAPTURED,
         TRACE,
         CLOCK,
@@ -243,18 +243,14 @@ pub struct Settings {
     /// How many of `locals` are in use, by family.
     pub locals_v4: u32,
     pub locals_v6: u32,
-    /// 1: packets are captured as `capture` says.
-    pub capture: u32,
+    /// The local index of the first IPv6 one; IPv4 begins at 0.
+    pub first_v6: u32,
     /// Until when the next hops in `reals` may be believed, ns of the program's clock. User space has the program `beat`
     /// push it ahead while it watches routes and neighbours; when it dies, the kernel is asked instead.
     pub hops_until: u64,
-    /// A new flow is logged when its hash has none of these bits; all ones: none is.
-    pub log_mask: u32,
     /// Service and real ids below these have counters: entry `cpu * services + id`.
     pub services: u32,
     pub reals: u32,
-    /// The local index of the first IPv6 one; IPv4 begins at 0.
-    pub first_v6: u32,
     /// ns of a jiffy: the program's clock counts jiffies, which it reads without a call.
     pub jiffy: u32,
     pub pad: u32,
@@ -553,7 +549,7 @@ impl Reason {
 
 // A changed size means a new LAYOUT.
 const _: () = {
-    assert!(size_of::<Settings>() == 80);
+    assert!(size_of::<Settings>() == 72);
     assert!(size_of::<Head>() == 64 && capacity::HEADS == 1 << 15);
     assert!(size_of::<FilterWord>() == 16);
     assert!(size_of::<Address>() == 16);
@@ -579,8 +575,8 @@ mod user {
             unsafe impl aya::Pod for $type {}
         )*};
     }
-    pod!(Address AccessKeyData Capture Counters FilterWord Flow Fragment FragmentKey Frontend Head Limits Move Real RecordLine
-         RingBlock Service ServiceKey Settings SourceKey Trace Tuple);
+    pod!(AccessKeyData Address Captured Counters Event FilterWord Flow Fragment FragmentKey Frontend Head
+         Limits Move Real RecordLine RingBlock Service ServiceKey Settings SourceKey Trace Tuple Watch);
 }
 
 #[cfg(test)]

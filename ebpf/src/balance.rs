@@ -90,6 +90,8 @@ pub trait Tables {
     /// The real's answer to what opens a flow, or its refusal.
     fn count_answer(&self, id: u32, answer: bool, reset: bool);
     fn count_drop(&self, reason: Reason);
+    /// One of so many new flows is told; 0: none.
+    fn log_every(&self) -> u32;
     fn log(&self, event: &Event);
     /// For the explanation: what was found out on the way.
     fn trace(&self, note: impl FnOnce(&mut Trace));
@@ -333,8 +335,9 @@ pub const HOP_FOUND: u32 = u32::MAX;
 
 #[inline(always)]
 pub(crate) fn log<T: Tables>(tables: &T, seen: &Seen, service: u32, real: u32, hash: u64) {
-    let mask = tables.settings().map_or(u32::MAX, |settings| settings.log_mask);
-    if mask != u32::MAX && hash as u32 & mask == 0 {
+    let every = tables.log_every();
+    // Not the bits that choose the slot: the flows that are told would all be on the same ones.
+    if every != 0 && (hash >> 24) as u32 & every.wrapping_sub(1) == 0 {
         tell(tables, &{ *seen }, service, real);
     }
 }

@@ -86,6 +86,7 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
         if index == NONE {
             return Step::drop(Reason::NoPort);
         }
+        tables.trace(|trace| trace.flow = index);
         (life.real, life.work) = (real, work);
         new = true;
     } else {

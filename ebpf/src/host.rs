@@ -114,6 +114,8 @@ pub struct State {
     pub service_counters: HashMap<u32, Counters>,
     pub real_counters: HashMap<u32, Counters>,
     pub drops: HashMap<Reason, u64>,
+    /// As [`crate::abi::Watch::log_every`].
+    pub log_every: u32,
     pub events: Vec<Event>,
     pub trace: Trace,
     /// What a cookie would be: tests choose it.
@@ -126,12 +128,10 @@ impl Default for &'static Settings {
             layout: LAYOUT,
             locals_v4: 0,
             locals_v6: 0,
-            capture: 0,
+            first_v6: 0,
             hops_until: 0,
-            log_mask: u32::MAX,
             services: 0,
             reals: 0,
-            first_v6: 0,
             jiffy: 0,
             pad: 0,
             tunnel_v4: Address([0; 4]),
@@ -392,6 +392,10 @@ impl Tables for Memory {
 
     fn count_drop(&self, reason: Reason) {
         *self.0.borrow_mut().drops.entry(reason).or_default() += 1;
+    }
+
+    fn log_every(&self) -> u32 {
+        self.0.borrow().log_every
     }
 
     fn log(&self, event: &Event) {

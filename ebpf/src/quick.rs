@@ -76,7 +76,7 @@ fn forward<P: Packet, T: Tables>(
 ) -> Step {
     let hash = select::hash(&seen.tuple);
     let opens = seen.opens();
-    if service.mask == 0 || (opens && settings.log_mask != u32::MAX) {
+    if service.mask == 0 || (opens && tables.log_every() != 0) {
         return Step::UNUSUAL;
     }
     let Some(id) = select::slot(tables, service, hash).filter(|word| word & MOVING == 0) else {

@@ -30,6 +30,7 @@ pub mod hops;
 mod mapped;
 pub mod maps;
 pub mod network;
+pub mod see;
 mod stats;
 pub mod xdp;
 

@@ -226,7 +226,6 @@ impl Maps {
             locals_v6: new.v6.len() as u32,
             first_v6: new.first_v6,
             jiffy: jiffy()?,
-            log_mask: if self.now.layout == 0 { u32::MAX } else { self.now.log_mask },
             services: (self.service_counters.len() / self.cpus) as u32,
             reals: (self.real_counters.len() / self.cpus) as u32,
             tunnel_v4: tunnel(true),
@@ -301,12 +300,6 @@ impl Maps {
     /// Gives away the places that services left before. For now and then, not for right after a change.
     pub fn settle_heads(&mut self) {
         self.heads.settle();
-    }
-
-    /// One of 2^n new flows is logged, by the bits of the mask.
-    pub fn log(&mut self, mask: u32) -> anyhow::Result<()> {
-        self.now.log_mask = mask;
-        self.write_settings()
     }
 
     fn write_settings(&mut self) -> anyhow::Result<()> {

@@ -66,6 +66,7 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
     let next = config.pin_dir.join(format!("{}-next", map::PROGRAMS));
     let _ = fs::remove_file(&next);
     pin(&ebpf, map::PROGRAMS, &next)?;
+    pin_explain(&mut ebpf, &config.pin_dir)?;
     let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
     let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
     let mut attached = Vec::new();
@@ -98,6 +99,35 @@ fn pin(ebpf: &Ebpf, name: &str, path: &Path) -> anyhow::Result<()> {
     data.pin(path).with_context(|| format!("pinning {}", path.display()))
 }
 
+/// The program that says what `balance` would do, pinned beside the maps that both look at.
+pub(crate) const EXPLAIN: &str = "explain";
+
+/// By a rename: whoever asks finds the old one or the new one.
+fn pin_explain(ebpf: &mut Ebpf, folder: &Path) -> anyhow::Result<()> {
+    let program = ebpf.program_mut(EXPLAIN).context("the XDP object has no program `explain`")?;
+    let (next, path) = (folder.join(format!("{EXPLAIN}-next")), folder.join(EXPLAIN));
+    // One that was left behind half-way.
+    let _ = fs::remove_file(&next);
+    program.pin(&next).with_context(|| format!("pinning {}", next.display()))?;
+    fs::rename(&next, &path).with_context(|| format!("putting {} in place", path.display()))
+}
+
+/// The interfaces that the program is attached to, by the pins of its links.
+pub(crate) fn attached(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            // link-NAME-INDEX-MODE, and NAME may have hyphens.
+            Some(name.strip_prefix(LINK_PREFIX)?.rsplitn(3, '-').nth(2)?.to_owned())
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
 /// Detaches the program and takes the maps away.
 pub fn remove(folder: &Path) -> anyhow::Result<()> {
     let entries = match fs::read_dir(folder) {
@@ -108,7 +138,11 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         // Only what this room pinned.
-        if map::ALL.contains(&&*name) || name.starts_with(map::PROGRAMS) || name.starts_with(LINK_PREFIX) {
+        if map::ALL.contains(&&*name)
+            || name.starts_with(map::PROGRAMS)
+            || name.starts_with(EXPLAIN)
+            || name.starts_with(LINK_PREFIX)
+        {
             fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
         }
     }

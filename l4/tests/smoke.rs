@@ -18,7 +18,13 @@ use aya::maps::{Array, Map, MapData};
 use imbl::{OrdMap, OrdSet};
 use lab::{Lab, Namespace};
 use tidegate_ebpf::abi::{Settings, map};
-use tidegate_l4::{Config, Frontend, Input, Protocol, Real, RealState, Report, Service};
+use tidegate_l4::{
+    Config, Frontend, Input, Protocol, Real, RealState, Report, Service,
+    see::{
+        explain::{Explainer, Outcome, Question, Reasoning},
+        flows,
+    },
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -309,9 +315,11 @@ fn connections_outlive_a_kill_and_a_restart() {
     old.iter_mut().for_each(|connection| connection.echo(100_000));
     Connection::open(&lab.client, V4).unwrap().echo(100_000);
     assert!(b"ab".contains(&udp(&lab.client, V6, 100)));
+    knows_its_flow(&lab, &old[0]);
 
     let mut plane = Plane::start(&lab);
     plane.until("generation=0 ");
+    knows_its_flow(&lab, &old[0]);
     old.iter_mut().for_each(|connection| connection.echo(100_000));
     plane.give(1, &services(['a', 'a']));
     old.iter_mut().for_each(|connection| connection.echo(100_000));
@@ -320,6 +328,24 @@ fn connections_outlive_a_kill_and_a_restart() {
     let report = plane.until("flows=");
     assert!(!report.contains("flows=0 "), "{report}");
     plane.kill();
+}
+
+/// The program that is attached, asked about the next packet of a connection.
+fn knows_its_flow(lab: &Lab, connection: &Connection) {
+    let (client, vip): (SocketAddr, SocketAddr) = (connection.stream.local_addr().unwrap(), V4.parse().unwrap());
+    let question = Question {
+        client,
+        frontend: Frontend { vip: vip.ip(), port: vip.port(), protocol: Protocol::Tcp },
+        opens: false,
+    };
+    let folder = lab.pin_dir.clone();
+    let said = lab.appliance.run(move || Explainer::open(&folder, None).unwrap().ask(&question).unwrap());
+    assert_eq!((said.interface.as_str(), said.why), ("eth0", Reasoning::Flow), "{said}");
+    assert_eq!(said.outcome, Outcome::Forwarded { interface: "eth0".to_owned() }, "{said}");
+    let filter = flows::Filter { client: Some(client.ip()), ..flows::Filter::default() };
+    let listing = flows::list(&lab.pin_dir, &filter, usize::MAX).unwrap();
+    let line = listing.shown.iter().find(|line| line.client == client).expect("the flow is listed");
+    assert_eq!((Some(line.real), line.state), (said.real.map(|real| real.address), "open"));
 }
 
 #[test]

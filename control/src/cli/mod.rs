@@ -52,7 +52,7 @@ enum Verb {
     /// Makes, shows and removes ELBs.
     #[command(subcommand)]
     Elb(elb::Verb),
-    /// What layer 4 leaves in the kernel.
+    /// What layer 4 does and leaves in the kernel: explain, capture, flows, log, remove.
     #[command(subcommand)]
     L4(l4::Verb),
 }
@@ -98,7 +98,10 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Check(args) => return check_file(&args),
         Verb::Status(remote) => client::block_on(status::status(&remote)),
         Verb::Elb(verb) => client::block_on(elb::main(verb)),
-        Verb::L4(verb) => client::block_on(l4::main(verb)),
+        Verb::L4(verb) => match client::block_on(l4::main(verb)) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

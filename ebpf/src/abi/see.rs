@@ -9,7 +9,7 @@ pub const CAPTURE_BYTES: usize = 256;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Event {
-    /// ns of the coarse monotonic clock.
+    /// ns of the program's clock.
     pub at: u64,
     pub client: Address,
     pub vip: Address,
@@ -25,17 +25,26 @@ pub struct Event {
     pub detail: u32,
 }
 
-/// Which packets are captured: those of a client or VIP, or all.
+/// What whoever looks wants to see; all zeros: nothing. In a map of its own, since the process that serves writes
+/// `settings`, and another one this: single words, each of which has one writer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Capture {
-    /// All zeros: any. Otherwise source or destination of the outermost or, on the way to a real, of the inner header.
+pub struct Watch {
+    /// All zeros: any. Otherwise the source or the destination of the outermost header, of the packet as it comes or,
+    /// if that is somebody else's, as it leaves.
     pub address: Address,
-    /// 0: any.
+    /// 0: any. As `address`.
     pub port: u16,
     pub pad: u16,
-    /// Packets to capture until it stops by itself; counted down.
+    /// 1: packets are captured.
+    pub capture: u32,
+    /// Copies that may still be taken; counted down by the program, so that a capture that nobody reads any more ends.
     pub left: u32,
+    /// Copies for which there was no room, counted up.
+    pub lost: u32,
+    /// One of so many new flows is told (a power of two); 0: none.
+    pub log_every: u32,
+    pub pad2: u32,
 }
 
 /// A packet as XDP saw it, or as it sent it.
@@ -46,12 +55,21 @@ pub struct Captured {
     pub at: u64,
     /// Of the whole packet.
     pub length: u32,
-    /// How much of it follows.
+    /// How much of it follows. 0 where what became of it is no packet: it passed unchanged, or was dropped.
     pub held: u32,
+    /// The interface that it came by.
     pub ifindex: u32,
-    /// What became of it: an `xdp_action`; `u32::MAX`: this is the packet as it came.
+    /// What became of it: an `xdp_action`; [`Captured::CAME`]: this is the packet as it came.
     pub action: u32,
+    /// The drop's [`super::Reason`], or the interface that it was redirected to.
+    pub detail: u32,
+    /// A CPU does one packet after the other: what became of one is told next by the same CPU.
+    pub cpu: u32,
     pub bytes: [u8; CAPTURE_BYTES],
+}
+
+impl Captured {
+    pub const CAME: u32 = u32::MAX;
 }
 
 /// How a decision came about.
@@ -72,6 +90,8 @@ pub struct Trace {
     pub reason: u32,
     /// 1: the next hop was known from `reals`; 2: the kernel was asked.
     pub hop: u32,
+    /// The program's clock, ns.
+    pub at: u64,
 }
 
 /// Why a real was chosen.
@@ -102,7 +122,7 @@ pub enum Why {
 
 const _: () = {
     assert!(size_of::<Event>() == 56);
-    assert!(size_of::<Capture>() == 24);
-    assert!(size_of::<Captured>() == 24 + CAPTURE_BYTES);
-    assert!(size_of::<Trace>() == 32);
+    assert!(size_of::<Watch>() == 40);
+    assert!(size_of::<Captured>() == 32 + CAPTURE_BYTES);
+    assert!(size_of::<Trace>() == 40);
 };

@@ -11,7 +11,7 @@ mod maps;
 mod stages;
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
-use tidegate_ebpf::Verdict;
+use tidegate_ebpf::{Tables, Verdict};
 
 use crate::{frame::Frame, maps::Maps};
 
@@ -19,9 +19,9 @@ use crate::{frame::Frame, maps::Maps};
 #[xdp]
 #[inline(always)]
 pub fn balance(context: XdpContext) -> u32 {
-    let captured = capture::wanted();
-    if captured {
-        capture::arriving(&context);
+    let capturing = capture::wanted();
+    if capturing {
+        capture::arriving(context.ctx);
     }
     let maps = Maps::<false> { context: context.ctx };
     let Some(verdict) = tidegate_ebpf::usual(&mut Frame(context.ctx), &maps) else {
@@ -30,8 +30,8 @@ pub fn balance(context: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     let action = act(verdict);
-    if captured {
-        capture::leaving(&context, action);
+    if capturing {
+        capture::leaving(context.ctx, action, detail(verdict));
     }
     action
 }
@@ -41,9 +41,10 @@ pub fn balance(context: XdpContext) -> u32 {
 #[inline(always)]
 pub fn rest(context: XdpContext) -> u32 {
     let maps = Maps::<false> { context: context.ctx };
-    let action = act(tidegate_ebpf::whole(&mut Frame(context.ctx), &maps));
+    let verdict = tidegate_ebpf::whole(&mut Frame(context.ctx), &maps);
+    let action = act(verdict);
     if capture::wanted() {
-        capture::leaving(&context, action);
+        capture::leaving(context.ctx, action, detail(verdict));
     }
     action
 }
@@ -53,6 +54,7 @@ pub fn rest(context: XdpContext) -> u32 {
 #[inline(always)]
 pub fn explain(context: XdpContext) -> u32 {
     let maps = Maps::<true> { context: context.ctx };
+    maps.trace(|trace| trace.at = maps::now());
     let mut frame = Frame(context.ctx);
     // What is not ours goes no further.
     act(tidegate_ebpf::usual(&mut frame, &maps).unwrap_or_else(|| tidegate_ebpf::whole(&mut frame, &maps)))
@@ -93,6 +95,16 @@ fn act(verdict: Verdict) -> u32 {
         Verdict::Transmit => xdp_action::XDP_TX,
         // SAFETY: a helper without pointers; an interface that is gone makes it answer XDP_ABORTED.
         Verdict::Redirect(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+    }
+}
+
+/// What a capture tells beside the action.
+#[inline(always)]
+fn detail(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Drop(reason) => reason as u32,
+        Verdict::Redirect(ifindex) => ifindex,
+        Verdict::Pass | Verdict::Transmit => 0,
     }
 }
 

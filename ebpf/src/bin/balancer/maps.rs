@@ -18,9 +18,9 @@ use aya_ebpf::{
 use tidegate_ebpf::{
     Packet, Tables,
     abi::{
-        self, AccessKey, AccessKeyData, Address, Capture, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow,
-        Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service,
-        ServiceKey, Settings, SourceKey, Trace, capacity,
+        self, AccessKey, AccessKeyData, Address, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow, Fragment,
+        FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service, ServiceKey,
+        Settings, SourceKey, Trace, Watch, capacity,
     },
     balance::HOP_FOUND,
     parse::Seen,
@@ -72,13 +72,19 @@ static REAL_COUNTERS: Array<Counters, { capacity::REALS }, MAPPED> = Array::new(
 static DROPS: PerCpuArray<u64, { Reason::NAMES.len() }> = PerCpuArray::new();
 #[btf_map(name = "events")]
 static EVENTS: RingBuf<Event, { capacity::EVENTS_BYTES }> = RingBuf::new();
-#[btf_map(name = "capture")]
-pub(crate) static CAPTURE: Array<Capture, 1> = Array::new();
+#[btf_map(name = "watch")]
+pub(crate) static WATCH: Array<Watch, 1, MAPPED> = Array::new();
 #[btf_map(name = "captured")]
 pub(crate) static CAPTURED: RingBuf<Captured, { capacity::CAPTURED_BYTES }> = RingBuf::new();
 /// No state: nobody but the program knows it, and it is not pinned.
 #[btf_map(name = "scratch")]
 static SCRATCH: PerCpuArray<Seen, 1> = PerCpuArray::new();
+/// When this CPU told of a drop. As above.
+#[btf_map(name = "last_told")]
+static LAST_TOLD: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// 1: the packet that this CPU does was copied as it came. As above.
+#[btf_map(name = "arrived")]
+pub(crate) static ARRIVED: PerCpuArray<u32, 1> = PerCpuArray::new();
 #[btf_map(name = "trace")]
 static TRACE: Array<Trace, 1> = Array::new();
 
@@ -320,10 +326,16 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
     }
 
     #[inline(always)]
+    fn log_every(&self) -> u32 {
+        WATCH.get(0).map_or(0, |watch| watch.log_every)
+    }
+
+    #[inline(always)]
     fn log(&self, event: &Event) {
-        if !IS_DRY {
-            let _ = EVENTS.output(event, 0);
+        if IS_DRY || (event.dropped != 0 && !may_tell(event.at)) {
+            return;
         }
+        let _ = EVENTS.output(event, 0);
     }
 
     #[inline(always)]
@@ -374,6 +386,22 @@ pub(crate) fn now() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_jiffies64() * u64::from(jiffy) }
 }
+
+/// Drops come in floods: one in each millisecond and CPU is told of, and all are counted.
+#[inline(always)]
+fn may_tell(now: u64) -> bool {
+    let Some(last) = LAST_TOLD.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own; XDP does not interrupt itself.
+    unsafe {
+        if now.wrapping_sub(*last) < MILLISECOND {
+            return false;
+        }
+        *last = now;
+    }
+    true
+}
+
+const MILLISECOND: u64 = 1_000_000;
 
 /// This CPU's entry of a counter.
 #[inline(always)]
