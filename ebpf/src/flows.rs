@@ -44,29 +44,18 @@ struct Life {
 
 const LOST: Life = Life { own: false, spilled: false, closing: false, idle: false, work: 0, real: select::NOBODY };
 
-/// A client's packet, out to its real.
+/// A client's packet, out to its real. `flooded`: a new flow has to show a cookie first.
 #[inline(always)]
-pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service, hash: u64) -> Step {
-    let (first, locals) = match tables.settings() {
-        Some(settings) if seen.v4 => (0, settings.locals_v4),
-        Some(settings) => (settings.first_v6, settings.locals_v6),
-        None => (0, 0),
-    };
-    if locals == 0 {
-        return Step::drop(Reason::NoLocalAddress);
-    }
-    let Some(ethernet) = packet.at::<Ethernet>(0) else { return Step::PASS };
-    let (client_mac, own_mac) = (ethernet.source, ethernet.destination);
-    let ask = Ask {
-        hash,
-        now: tables.now(),
-        service: service.id,
-        ifindex: packet.ifindex(),
-        first,
-        locals,
-        client_mac,
-        own_mac,
-    };
+pub(crate) fn out<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    seen: &Seen,
+    service: &Service,
+    hash: u64,
+    flooded: bool,
+) -> Step {
+    let Some(ask) = ask(packet, tables, seen, service, hash) else { return Step::drop(Reason::NoLocalAddress) };
+    let Ask { first, locals, .. } = ask;
     let mut index = Flow::home(hash, first, locals);
     let mut life = tables.flow(index, |flow| touch(flow, seen, &ask)).unwrap_or(LOST);
     if !life.own && (life.spilled || !seen.opens()) {
@@ -75,6 +64,10 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
     }
     let mut new = false;
     if !life.own || again(tables, seen, &life) {
+        // Its SYN, repeated, costs nothing more than it did.
+        if !life.own && flooded && service.mask != 0 {
+            return Step::CHALLENGE;
+        }
         if !life.own && !starts(seen, service) {
             if service.checks & Service::COOKIES != 0 && seen.flags & (SYN | ACK | RST) == ACK {
                 return Step::ACCEPT;
@@ -85,13 +78,7 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
         if real == select::NOBODY {
             return Step::PASS;
         }
-        let work = if service.client == Service::HIDDEN || seen.tuple.protocol != TCP {
-            0
-        } else if service.client == Service::TOA {
-            Flow::TOA
-        } else {
-            Flow::PROXY
-        };
+        let work = work(service, seen);
         tables.trace(|trace| (trace.why, trace.flow) = (Why::NewFlow as u32, NONE));
         index = open(tables, seen, &ask, real, if life.own { index } else { NONE }, work);
         if index == NONE {
@@ -131,6 +118,42 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
     let to =
         Rewrite { source: local, destination: real.address, source_port: index as u16, destination_port: real.port };
     nat::send(packet, seen, &to, &hop)
+}
+
+/// What can be known before the flow is. `None`: there is no local address of the family.
+#[inline(always)]
+pub(crate) fn ask<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    seen: &Seen,
+    service: &Service,
+    hash: u64,
+) -> Option<Ask> {
+    let (first, locals) = match tables.settings() {
+        Some(settings) if seen.v4 => (0, settings.locals_v4),
+        Some(settings) => (settings.first_v6, settings.locals_v6),
+        None => (0, 0),
+    };
+    if locals == 0 {
+        return None;
+    }
+    let ethernet = packet.at::<Ethernet>(0)?;
+    let (client_mac, own_mac) = (ethernet.source, ethernet.destination);
+    let (now, ifindex) = (tables.now(), packet.ifindex());
+    Some(Ask { hash, now, service: service.id, ifindex, first, locals, client_mac, own_mac })
+}
+
+/// What a new flow's packets need besides a translation. One that is taken up in the middle has told its client's
+/// address long ago.
+#[inline(always)]
+pub(crate) fn work(service: &Service, seen: &Seen) -> u8 {
+    match (service.client, seen.opens()) {
+        _ if seen.tuple.protocol != TCP => 0,
+        (Service::TOA, true) => Flow::TOA,
+        (Service::PROXY, true) => Flow::PROXY,
+        (Service::PROXY, false) => Flow::PROXY | Flow::TOLD,
+        _ => 0,
+    }
 }
 
 /// Whether a packet of no known flow makes one. One in the middle of a connection does too: state may have been lost,
