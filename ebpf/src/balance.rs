@@ -5,7 +5,7 @@ use crate::{
         AccessKey, Address, Event, FilterWord, Flow, Fragment, FragmentKey, Frontend, Head, Hop, Limits, Move, Real,
         Reason, RecordLine, Service, ServiceKey, Settings, SourceKey, Trace, Why, filter_bit,
     },
-    client, cookie, encap, flows, guard, icmp, nat,
+    client, cookie, encap, flows, guard, icmp, nat, options,
     parse::{PLAIN_L3, Seen},
     quick, select,
     unusual::unusual,
@@ -32,6 +32,10 @@ pub trait Packet {
     fn ifindex(&self) -> u32;
     /// A header, when the frame is long enough. No offset reaches beyond [`wire::FURTHEST`].
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
+    /// Copies so many bytes, which may begin anywhere, out of the frame. False: they are not there.
+    fn load(&mut self, offset: usize, to: &mut [u8; options::ROOM], length: usize) -> bool;
+    /// Copies them back.
+    fn store(&mut self, offset: usize, from: &[u8; options::ROOM], length: usize) -> bool;
     /// So many bytes more at the beginning, or fewer. False: there is no room.
     fn grow(&mut self, bytes: i32) -> bool;
     /// Cuts the end off, so that so many bytes are left.
@@ -67,6 +71,10 @@ pub trait Tables {
     fn records<R>(&self, line: u32, look: impl FnOnce(&mut RecordLine) -> R) -> Option<R>;
     /// Looks at a flow in place.
     fn flow<R>(&self, index: u32, look: impl FnOnce(&mut Flow) -> R) -> Option<R>;
+    /// Only looks at it.
+    fn peek<R>(&self, index: u32, look: impl FnOnce(&Flow) -> R) -> Option<R> {
+        self.flow(index, |flow| look(flow))
+    }
     /// False: another CPU has the place. True: it is this one's until [`Tables::unlock`].
     fn lock(&self, index: u32) -> bool;
     fn unlock(&self, index: u32);
@@ -95,10 +103,11 @@ pub trait Tables {
     fn log(&self, event: &Event);
     /// For the explanation: what was found out on the way.
     fn trace(&self, note: impl FnOnce(&mut Trace));
-    /// A SYN cookie's sequence number for the packet whose network header is at `l3`, and the MSS that it stands for.
-    fn make_cookie<P: Packet>(&self, packet: &mut P, seen: &Seen) -> Option<(u32, u16)>;
-    /// The MSS, if the packet acknowledges a cookie of ours.
-    fn check_cookie<P: Packet>(&self, packet: &mut P, seen: &Seen) -> Option<u16>;
+    /// A SYN cookie (the lower half) for a SYN with the packet's addresses and ports, this initial sequence number and
+    /// this MSS. Below 0: there is none.
+    fn make_cookie(&self, seen: &Seen, sequence: u32, mss: u16) -> i64;
+    /// Whether a packet with these numbers acknowledges a cookie of ours.
+    fn check_cookie(&self, seen: &Seen, sequence: u32, acknowledgement: u32) -> bool;
 }
 
 /// Decides about one frame and does it. A frame that passes was not changed.
@@ -144,16 +153,20 @@ pub fn whole<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
     if step == Step::DECIDE {
         step = Step(packet.stage(tables, Stage::Any, 0));
     }
+    if step == Step::ACCEPT {
+        step = Step(packet.stage(tables, Stage::Accept, 0));
+    }
     step = match step.kind() {
-        Step::REFUSE => Step(packet.stage(tables, Stage::Refuse, step.0 >> 8)),
         Step::OUT => Step(packet.stage(tables, Stage::Out, step.0 >> 8)),
         Step::BACK => Step(packet.stage(tables, Stage::Back, step.0 >> 8)),
         Step::REQUOTE => Step(packet.stage(tables, Stage::Requote, step.0 >> 8)),
         Step::REQUOTE_BACK => Step(packet.stage(tables, Stage::RequoteBack, step.0 >> 8)),
         _ if step == Step::CHALLENGE => Step(packet.stage(tables, Stage::Challenge, 0)),
-        _ if step == Step::ACCEPT => Step(packet.stage(tables, Stage::Accept, 0)),
         _ => step,
     };
+    if step.kind() == Step::REFUSE {
+        step = Step(packet.stage(tables, Stage::Refuse, step.0 >> 8));
+    }
     step.verdict()
 }
 
@@ -244,6 +257,12 @@ fn decide<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Step
     } else if ours.local {
         step = from_real(tables, packet, seen);
     }
+    noted(tables, seen, step)
+}
+
+/// If the packet is dropped, this is counted and told.
+#[inline(always)]
+pub(crate) fn noted<T: Tables>(tables: &T, seen: &Seen, step: Step) -> Step {
     if step.kind() == Step::DROP {
         dropped(tables, &{ *seen }, step.value());
     }
@@ -259,15 +278,16 @@ fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, se
     if seen.ttl <= 1 {
         return Step::refuse(Reason::Ttl, 0);
     }
+    let mut flooded = false;
     if service.checks != 0 {
         match guard::check(tables, &{ *seen }, &{ *service }) {
             guard::WELCOME => {}
-            guard::COOKIE => return Step::CHALLENGE,
+            guard::COOKIE => flooded = true,
             refused => return Step::drop(guard::reason(refused)),
         }
     }
     if service.mode == Service::FULLNAT {
-        return flows::out(packet, tables, seen, service);
+        return flows::out(packet, tables, seen, service, flooded);
     }
     let hash = select::hash(&seen.tuple);
     let id = select::real(tables, seen, service, hash);

@@ -49,9 +49,15 @@ pub(crate) struct Life {
 
 const LOST: Life = Life { own: false, spilled: false, closing: false, idle: false, work: 0, real: select::NOBODY };
 
-/// A client's packet, out to its real.
+/// A client's packet, out to its real. `flooded`: a new flow has to show a cookie first.
 #[inline(always)]
-pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service) -> Step {
+pub(crate) fn out<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    seen: &Seen,
+    service: &Service,
+    flooded: bool,
+) -> Step {
     let Some(settings) = tables.settings() else { return Step::PASS };
     let Some(ask) = ask(packet, tables, settings, seen, service) else { return Step::drop(Reason::NoLocalAddress) };
     let hash = ask.hash;
@@ -63,6 +69,10 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
     }
     let mut new = false;
     if !life.own || again(tables, seen, &life) {
+        // Its SYN, repeated, costs nothing more than it did.
+        if !life.own && flooded && service.mask != 0 {
+            return Step::CHALLENGE;
+        }
         if !life.own && !starts(seen, service) {
             if service.checks & Service::COOKIES != 0 && seen.flags & (SYN | ACK | RST) == ACK {
                 return Step::ACCEPT;
@@ -73,13 +83,7 @@ pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen,
         if real == select::NOBODY {
             return Step::PASS;
         }
-        let work = if service.client == Service::HIDDEN || seen.tuple.protocol != TCP {
-            0
-        } else if service.client == Service::TOA {
-            Flow::TOA
-        } else {
-            Flow::PROXY
-        };
+        let work = work(service, seen);
         tables.trace(|trace| (trace.why, trace.flow) = (Why::NewFlow as u32, NONE));
         let own = if life.own { index } else { NONE };
         index = open(tables, &{ *seen }, &Ask { real, own, work, ..ask });
@@ -167,6 +171,19 @@ pub(crate) fn look_awake<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, index: u
 #[inline(always)]
 pub(crate) fn to_real(index: u32, local: Address, real: &Real) -> Rewrite {
     Rewrite { source: local, destination: real.address, source_port: index as u16, destination_port: real.port }
+}
+
+/// What a new flow's packets need besides a translation. One that is taken up in the middle has told its client's
+/// address long ago.
+#[inline(always)]
+pub(crate) fn work(service: &Service, seen: &Seen) -> u8 {
+    match (service.client, seen.opens()) {
+        _ if seen.tuple.protocol != TCP => 0,
+        (Service::TOA, true) => Flow::TOA,
+        (Service::PROXY, true) => Flow::PROXY,
+        (Service::PROXY, false) => Flow::PROXY | Flow::TOLD,
+        _ => 0,
+    }
 }
 
 /// Whether a packet of no known flow makes one. One in the middle of a connection does too: state may have been lost,

@@ -68,6 +68,14 @@ pub fn check<T: Tables>(tables: &T, seen: &Seen, service: &Service) -> u32 {
     WELCOME
 }
 
+/// Whether the next SYN of a service would be answered with a cookie.
+#[inline(always)]
+pub fn attacked<T: Tables>(tables: &T, service: u32) -> bool {
+    let Some(limits) = tables.limits(service) else { return false };
+    let (now, gap, ahead) = (tables.now(), limits.cookie_gap, limits.cookie_ahead);
+    tables.meter(service, SYNS, |bucket| !fill(&mut bucket.clone(), now, gap, ahead)).unwrap_or(false)
+}
+
 #[inline(always)]
 fn admitted<T: Tables>(tables: &T, seen: &Seen, service: &Service) -> bool {
     let data = AccessKeyData { service: service.id.to_be(), client: seen.tuple.source };

@@ -9,8 +9,9 @@ use crate::{
         Service, ServiceKey, Settings, SourceKey, Trace, filter_bit,
     },
     balance::{HOP_FOUND, Packet, Tables},
+    options::ROOM,
     parse::Seen,
-    select::slot_of,
+    select::{self, slot_of},
     wire::{FURTHEST, Wire},
 };
 
@@ -60,6 +61,21 @@ impl Packet for Frame {
         // SAFETY: long enough and aligned (checked above), any bytes are a value of a `Wire` type, and the frame is
         // borrowed for as long as the reference lives.
         Some(unsafe { &mut *start })
+    }
+
+    fn load(&mut self, offset: usize, to: &mut [u8; ROOM], length: usize) -> bool {
+        let bytes = self.bytes();
+        let Some(from) = bytes.get(offset..offset + length) else { return false };
+        to[..length].copy_from_slice(from);
+        true
+    }
+
+    fn store(&mut self, offset: usize, from: &[u8; ROOM], length: usize) -> bool {
+        let mut bytes = self.bytes();
+        let Some(to) = bytes.get_mut(offset..offset + length) else { return false };
+        to.copy_from_slice(&from[..length]);
+        *self = Self::new(&bytes, self.ifindex);
+        true
     }
 
     fn grow(&mut self, bytes: i32) -> bool {
@@ -406,12 +422,16 @@ impl Tables for Memory {
         note(&mut self.0.borrow_mut().trace);
     }
 
-    fn make_cookie<P: Packet>(&self, _packet: &mut P, _seen: &Seen) -> Option<(u32, u16)> {
-        Some((self.0.borrow().cookie, 1460))
+    /// As the kernel's: of the connection, and with what is left of the MSS.
+    fn make_cookie(&self, seen: &Seen, sequence: u32, mss: u16) -> i64 {
+        let told = if seen.v4 { [536, 1300, 1440, 1460] } else { [1220, 1420, 1440, 8940] };
+        let told = told.iter().rposition(|least| mss >= *least).unwrap_or(0) as u32;
+        let cookie = self.0.borrow().cookie ^ select::hash(&seen.tuple) as u32;
+        i64::from(cookie.wrapping_add(sequence).wrapping_add(told))
     }
 
-    fn check_cookie<P: Packet>(&self, packet: &mut P, seen: &Seen) -> Option<u16> {
-        let tcp = packet.at::<crate::wire::Tcp>(seen.l4 as usize)?;
-        (u32::from_be(tcp.acknowledgement).wrapping_sub(1) == self.0.borrow().cookie).then_some(1460)
+    fn check_cookie(&self, seen: &Seen, sequence: u32, acknowledgement: u32) -> bool {
+        let made = |mss| self.make_cookie(seen, sequence.wrapping_sub(1), mss) as u32;
+        [0, 1300, 1440, 9000].map(made).contains(&acknowledgement.wrapping_sub(1))
     }
 }

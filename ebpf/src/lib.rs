@@ -34,15 +34,20 @@ mod icmp;
 pub mod layers;
 pub mod link;
 pub mod nat;
+pub mod options;
 pub mod parse;
 pub mod probe;
+pub mod proxy;
 mod quick;
 pub mod replay;
 #[cfg(any(test, feature = "host"))]
 pub mod scripts;
+mod segment;
 pub mod select;
+mod stretch;
 #[cfg(test)]
 mod tests;
+pub mod toa;
 mod unusual;
 pub mod wire;
 

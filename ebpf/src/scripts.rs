@@ -26,12 +26,13 @@ use crate::{
 pub const LINK: u32 = 1;
 pub const OTHER_LINK: u32 = 9;
 
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("fullnat", include_str!("../packets/fullnat.txt")),
     ("direct", include_str!("../packets/direct.txt")),
     ("moving", include_str!("../packets/moving.txt")),
     ("edges", include_str!("../packets/edges.txt")),
     ("guard", include_str!("../packets/guard.txt")),
+    ("client", include_str!("../packets/client.txt")),
 ];
 
 /// A conversation.
@@ -205,6 +206,12 @@ fn apply(memory: &Memory, change: &str) {
             let ticks = (number(1) * crate::abi::SECOND / Flow::TICK) as u32;
             let state = &mut *memory.0.borrow_mut();
             state.flows.values_mut().for_each(|flow| flow.seen = flow.seen.wrapping_sub(ticks));
+        }
+        // client VIP toa|proxy: how its address is told, over TCP.
+        "client" => {
+            let (key, mut service) = service(memory, &[words[1], "tcp"]);
+            service.client = if words[2] == "toa" { Service::TOA } else { Service::PROXY };
+            memory.0.borrow_mut().services.insert(key, service);
         }
         // state ADDRESS STATE: of every real with the address.
         "state" => {

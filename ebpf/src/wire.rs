@@ -134,6 +134,8 @@ macro_rules! wire {
 wire!(Ethernet: 14  Vlan: 4  Ipv4: 20  Ipv6: 40  Extension: 4  FragmentHeader: 8  Ports: 4  Tcp: 20  Udp: 8  Icmp: 8);
 // SAFETY: an array of integers without padding, aligned to 2.
 unsafe impl<const N: usize> Wire for [u16; N] {}
+// SAFETY: the same, aligned to 4.
+unsafe impl<const N: usize> Wire for [u32; N] {}
 // SAFETY: the parts that are paired have sizes of multiples of 4, so there is no padding between them.
 unsafe impl<A: Wire, B: Wire> Wire for Pair<A, B> {}
 
@@ -142,6 +144,7 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
+pub const URG: u8 = 0x20;
 
 pub const ETHERTYPE_V4: u16 = 0x0800_u16.to_be();
 pub const ETHERTYPE_V6: u16 = 0x86dd_u16.to_be();

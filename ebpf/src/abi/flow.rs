@@ -30,9 +30,9 @@ pub struct Flow {
     pub answered: u8,
     /// 1 once a flow whose first choice this place was had to go elsewhere.
     pub spilled: u8,
-    /// [`Flow::PROXY`]: the sequence number of the client's first byte. [`Flow::WAITING`]: its initial one.
+    /// [`Flow::PROXY`] and [`Flow::SPLICED`]: the sequence number of the client's first byte.
     pub start: u32,
-    /// What our cookie's sequence number is ahead of the real's.
+    /// What our cookie's sequence number is ahead of the real's; [`Flow::WAITING`]: the cookie's.
     pub ahead: u32,
     /// Not 0 while a CPU gives the place to a flow.
     pub lock: u32,
@@ -57,6 +57,8 @@ impl Flow {
     pub const WAITING: u8 = 8;
     /// The client's handshake was ours: sequence numbers differ by `ahead`.
     pub const SPLICED: u8 = 16;
+    /// The PROXY header was sent at least once.
+    pub const SENT: u8 = 32;
 
     /// A UDP flow that was silent for so long is over.
     pub const UDP_IDLE: u64 = 30 * SECOND;

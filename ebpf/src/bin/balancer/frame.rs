@@ -2,10 +2,14 @@
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{
+        bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        generated::{bpf_xdp_load_bytes, bpf_xdp_store_bytes},
+    },
 };
 use tidegate_ebpf::{
     Packet, Stage, Tables,
+    options::ROOM,
     wire::{FURTHEST, Wire},
 };
 
@@ -50,6 +54,18 @@ impl Packet for Frame {
         // and the borrow of the only handle to the packet keeps a second reference out. It may be misaligned: a load
         // or store is one instruction all the same (see `wire`), and nothing else is made of the alignment.
         Some(unsafe { &mut *(start as *mut T) })
+    }
+
+    #[inline(always)]
+    fn load(&mut self, offset: usize, to: &mut [u8; ROOM], length: usize) -> bool {
+        // SAFETY: the helper checks the packet's bounds, the verifier those of the buffer.
+        unsafe { bpf_xdp_load_bytes(self.0, offset as u32, to.as_mut_ptr().cast(), length as u32) == 0 }
+    }
+
+    #[inline(always)]
+    fn store(&mut self, offset: usize, from: &[u8; ROOM], length: usize) -> bool {
+        // SAFETY: as above; the helper does not write to the buffer.
+        unsafe { bpf_xdp_store_bytes(self.0, offset as u32, from.as_ptr().cast_mut().cast(), length as u32) == 0 }
     }
 
     #[inline(always)]

@@ -16,7 +16,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use tidegate_ebpf::{
-    Packet, Tables,
+    Tables,
     abi::{
         self, AccessKey, AccessKeyData, Address, Captured, Counters, Event, FILTER_WORDS, FilterWord, Flow, Fragment,
         FragmentKey, Frontend, Head, Hop, Limits, Move, Real, Reason, RecordLine, RingBlock, Service, ServiceKey,
@@ -25,7 +25,7 @@ use tidegate_ebpf::{
     balance::HOP_FOUND,
     parse::Seen,
     select::slot_of,
-    wire::{Ipv4, Ipv6, Pair, Tcp},
+    wire::{ACK, Ipv4, Ipv6, Pair, Ports, SYN, Tcp},
 };
 
 const MAPPED: usize = BPF_F_MMAPABLE as usize;
@@ -185,6 +185,12 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
         // SAFETY: as above. Other CPUs may write the same flow: each field that changes is one store wide, and any
         // mixture of two writers is a state that a next packet mends.
         Some(look(unsafe { &mut *flow }))
+    }
+
+    /// A dry run's copy of a flow, which is aligned to 64, is more than LLVM can copy for BPF where many fields are read.
+    #[inline(always)]
+    fn peek<R>(&self, index: u32, look: impl FnOnce(&Flow) -> R) -> Option<R> {
+        FLOWS.get(index).map(look)
     }
 
     #[inline(always)]
@@ -347,35 +353,38 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
     }
 
     #[inline(always)]
-    fn make_cookie<P: Packet>(&self, packet: &mut P, seen: &Seen) -> Option<(u32, u16)> {
-        let at = seen.l3 as usize;
-        // SAFETY: both headers lie in the packet, as `Pair` says.
-        let answer = unsafe {
+    fn make_cookie(&self, seen: &Seen, sequence: u32, mss: u16) -> i64 {
+        // The helper wants a whole header, of exactly the length that it says it has.
+        let first = Tcp { sequence: sequence.to_be(), offset: 6 << 4, flags: SYN, ..tcp(seen) };
+        let mut syn = Pair { first, second: [u16::from_ne_bytes([2, 4]), mss.to_be()] };
+        let length = size_of::<Pair<Tcp, [u16; 2]>>() as u32;
+        // SAFETY: both headers are only read, the other one as far as is said.
+        unsafe {
             if seen.v4 {
-                let pair: *mut Pair<Ipv4, Tcp> = packet.at(at)?;
-                bpf_tcp_raw_gen_syncookie_ipv4((&raw mut (*pair).first).cast(), (&raw mut (*pair).second).cast(), 20)
+                let mut ip = ipv4(seen);
+                bpf_tcp_raw_gen_syncookie_ipv4((&raw mut ip).cast(), (&raw mut syn).cast(), length)
             } else {
-                let pair: *mut Pair<Ipv6, Tcp> = packet.at(at)?;
-                bpf_tcp_raw_gen_syncookie_ipv6((&raw mut (*pair).first).cast(), (&raw mut (*pair).second).cast(), 20)
+                let mut ip = ipv6(seen);
+                bpf_tcp_raw_gen_syncookie_ipv6((&raw mut ip).cast(), (&raw mut syn).cast(), length)
             }
-        };
-        (answer >= 0).then_some((answer as u32, (answer >> 32) as u16))
+        }
     }
 
     #[inline(always)]
-    fn check_cookie<P: Packet>(&self, packet: &mut P, seen: &Seen) -> Option<u16> {
-        let at = seen.l3 as usize;
+    fn check_cookie(&self, seen: &Seen, sequence: u32, acknowledgement: u32) -> bool {
+        let (sequence, acknowledgement) = (sequence.to_be(), acknowledgement.to_be());
+        let mut tcp = Tcp { sequence, acknowledgement, offset: 5 << 4, flags: ACK, ..tcp(seen) };
         // SAFETY: as above.
         let answer = unsafe {
             if seen.v4 {
-                let pair: *mut Pair<Ipv4, Tcp> = packet.at(at)?;
-                bpf_tcp_raw_check_syncookie_ipv4((&raw mut (*pair).first).cast(), (&raw mut (*pair).second).cast())
+                let mut ip = ipv4(seen);
+                bpf_tcp_raw_check_syncookie_ipv4((&raw mut ip).cast(), (&raw mut tcp).cast())
             } else {
-                let pair: *mut Pair<Ipv6, Tcp> = packet.at(at)?;
-                bpf_tcp_raw_check_syncookie_ipv6((&raw mut (*pair).first).cast(), (&raw mut (*pair).second).cast())
+                let mut ip = ipv6(seen);
+                bpf_tcp_raw_check_syncookie_ipv6((&raw mut ip).cast(), (&raw mut tcp).cast())
             }
         };
-        (answer == 0).then_some(536)
+        answer == 0
     }
 }
 
@@ -402,6 +411,25 @@ fn may_tell(now: u64) -> bool {
 }
 
 const MILLISECOND: u64 = 1_000_000;
+
+/// The headers that cookies are made of. Written anew: what is known need not be looked for in the packet.
+#[inline(always)]
+fn tcp(seen: &Seen) -> Tcp {
+    let ports = Ports { source: seen.tuple.source_port.to_be(), destination: seen.tuple.destination_port.to_be() };
+    Tcp { ports, ..Tcp::default() }
+}
+
+#[inline(always)]
+fn ipv4(seen: &Seen) -> Ipv4 {
+    let (source, destination) = (seen.tuple.source.0[3], seen.tuple.destination.0[3]);
+    Ipv4 { version_ihl: 0x45, protocol: abi::TCP, source, destination, ..Ipv4::default() }
+}
+
+#[inline(always)]
+fn ipv6(seen: &Seen) -> Ipv6 {
+    let (source, destination) = (seen.tuple.source.0, seen.tuple.destination.0);
+    Ipv6 { version_class: 0x6000_u16.to_be(), next: abi::TCP, source, destination, ..Ipv6::default() }
+}
 
 /// This CPU's entry of a counter.
 #[inline(always)]

@@ -1,0 +1,93 @@
+//! The TCP options of a SYN or of its answer: the MSS is read or lowered, others are blotted out.
+
+use crate::{balance::Packet, wire::Tcp};
+
+const END: u8 = 0;
+const NOTHING: u8 = 1;
+const MSS: u8 = 2;
+const SACK_PERMITTED: u8 = 4;
+/// RFC 7413: data in a SYN.
+const FAST_OPEN: u8 = 34;
+/// For experiments (RFC 4727), which this is none of: receivers ignore it.
+const UNKNOWN: u8 = 253;
+/// Bytes of options at most, of which no SYN has more than so many that are not just padding.
+const MOST: usize = 40;
+const OPTIONS: usize = 16;
+/// Room for them, and a power of two.
+pub const ROOM: usize = 64;
+
+/// Walks over the options of the TCP header at `l4`: subtracts `less` from the MSS and, if `blot` is not 0, makes what
+/// allows selective acknowledgements and data in a SYN mean nothing. Returns what was changed, for the checksum, in the
+/// lower half, and above it the MSS that was there, or 0.
+///
+/// Options may begin at any byte, which no header type does: they are copied, and copied back.
+#[inline(never)]
+pub(crate) fn edit<P: Packet>(packet: &mut P, l4: u16, less: u16, blot: u32) -> u64 {
+    let first = l4 as usize + size_of::<Tcp>();
+    let Some(tcp) = packet.at::<Tcp>(l4 as usize) else { return 0 };
+    let length = ((tcp.offset >> 4) as usize * 4).wrapping_sub(size_of::<Tcp>()) & (ROOM - 1);
+    let mut bytes = [0; ROOM];
+    if length == 0 || length > MOST || !packet.load(first, &mut bytes, length) {
+        return 0;
+    }
+    let before = sum(&bytes);
+    let mss = walk(&mut bytes, length, less, blot != 0);
+    let after = sum(&bytes);
+    if before != after && !packet.store(first, &bytes, length) {
+        return 0;
+    }
+    // Of every half the complement of what was, and what is.
+    let change = (MOST as u32 / 2 * 0xffff).wrapping_sub(before).wrapping_add(after);
+    u64::from(change) | u64::from(mss) << 32
+}
+
+#[inline(always)]
+fn walk(bytes: &mut [u8; ROOM], length: usize, less: u16, blot: bool) -> u16 {
+    let mut mss = 0;
+    let mut at = 0;
+    let mut walked = 0;
+    while walked < OPTIONS {
+        if at >= length {
+            break;
+        }
+        let kind = bytes[at & (ROOM - 1)];
+        let mut size = bytes[(at + 1) & (ROOM - 1)];
+        if kind == END {
+            break;
+        }
+        if kind == NOTHING {
+            size = 1;
+        } else if size < 2 {
+            break;
+        } else if kind == MSS {
+            let (high, low) = ((at + 2) & (ROOM - 1), (at + 3) & (ROOM - 1));
+            mss = u16::from_be_bytes([bytes[high], bytes[low]]);
+            if mss > less {
+                [bytes[high], bytes[low]] = (mss - less).to_be_bytes();
+            }
+        } else if blot && kind == SACK_PERMITTED {
+            bytes[at & (ROOM - 1)] = NOTHING;
+            bytes[(at + 1) & (ROOM - 1)] = NOTHING;
+            size = 2;
+        } else if blot && kind == FAST_OPEN {
+            bytes[at & (ROOM - 1)] = UNKNOWN;
+        }
+        // A bound that is the same each time lets the verifier see that it has been here before.
+        at = (at + size as usize) & (ROOM - 1);
+        walked += 1;
+    }
+    mss
+}
+
+#[inline(always)]
+fn sum(bytes: &[u8; ROOM]) -> u32 {
+    let mut sum = 0;
+    let mut at = 0;
+    while at < MOST {
+        sum += u32::from(u16::from_ne_bytes([bytes[at & (ROOM - 1)], bytes[(at + 1) & (ROOM - 1)]]));
+        at += 2;
+    }
+    sum
+}
+
+const _: () = assert!(ROOM.is_power_of_two() && ROOM > MOST + 4 && MOST.is_multiple_of(2));
