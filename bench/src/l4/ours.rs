@@ -1,16 +1,21 @@
 //! The balancer of this build, filled as the plane fills it: the one file here that knows how that is done.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::Context;
-use aya::{Ebpf, EbpfLoader, programs::Xdp};
-use tidegate_ebpf::abi::{Flow, LOCALS, Reverse, Tuple, map};
+use aya::{EbpfLoader, programs::Xdp};
+use tidegate_ebpf::abi::{Flow, Hop, LOCALS};
 use tidegate_l4::{
     Forward, Frontend, Input, maglev,
-    maps::Maps,
+    maps::{self, Maps},
     tables::{Found, Tables},
     xdp,
 };
+
+use super::world;
+
+/// Nobody is there who keeps next hops believed: for as long as any run takes.
+const BELIEVE: Duration = Duration::from_secs(24 * 3600);
 
 /// Ports of one local address that FULLNAT gives to flows.
 const PORTS: u32 = 64_512;
@@ -41,7 +46,6 @@ pub(super) struct Counts {
 }
 
 pub(super) struct Ours {
-    ebpf: Ebpf,
     maps: Maps,
     tables: Tables,
 }
@@ -49,24 +53,27 @@ pub(super) struct Ours {
 impl Ours {
     /// Loads the program and its maps; nothing is attached.
     pub(super) fn load(room: Room) -> anyhow::Result<Self> {
-        let flows = 2 * (room.v4 + room.v6);
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries(map::FLOWS, flows)
-            .map_max_entries(map::REVERSES, flows)
-            .load(xdp::object()?)
-            .context("loading the balancer")?;
-        program(&mut ebpf)?.load().context("loading the balancer")?;
-        let mut maps = Maps::take(&mut ebpf)?;
-        maps.settle(&room.locals())?;
-        let tables = Tables::adopt(&Found::default(), maps.capacity()?);
-        Ok(Self { ebpf, maps, tables })
+        let locals = room.locals();
+        let mut loader = EbpfLoader::new();
+        for (name, entries) in maps::sizes(locals.len())? {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader.load(xdp::object()?).context("loading the balancer")?;
+        xdp::load(&mut ebpf).context("loading the balancer")?;
+        let mut maps = Maps::take(ebpf)?;
+        maps.settle(&locals, &[])?;
+        let clock = maps.beat(BELIEVE)?;
+        let tables = Tables::adopt(&Found::default(), maps.capacity()?, clock);
+        Ok(Self { maps, tables })
     }
 
     /// Makes the maps say what `input` says; how many writes that took.
     pub(super) fn give(&mut self, input: &Input) -> anyhow::Result<usize> {
         let Self { maps, tables, .. } = self;
         let (mut writes, mut result) = (0, Ok(()));
-        tables.plan(input, |write| {
+        let hop = way();
+        let clock = maps.beat(BELIEVE)?;
+        tables.plan(input, clock, &|_| hop, |write| {
             writes += 1;
             if result.is_ok() {
                 result = maps.apply(&write);
@@ -75,13 +82,18 @@ impl Ours {
         result.map(|()| writes)
     }
 
+    /// From now on the kernel is asked for the way of each packet.
+    pub(super) fn disbelieve(&mut self) -> anyhow::Result<()> {
+        self.maps.beat(Duration::ZERO).map(drop)
+    }
+
     pub(super) fn program(&mut self) -> anyhow::Result<&mut Xdp> {
-        program(&mut self.ebpf)
+        self.maps.program("balance")
     }
 
     pub(super) fn counts(&self, frontend: &Frontend) -> anyhow::Result<Counts> {
         let placed = self.tables.get(frontend).with_context(|| format!("{frontend} is not served"))?;
-        let counters = self.maps.service_counters(placed.id)?;
+        let counters = self.maps.service_counters(placed.id);
         Ok(Counts { packets: counters.packets, flows: counters.flows })
     }
 
@@ -90,7 +102,7 @@ impl Ours {
     }
 
     /// What one FULLNAT flow takes in the maps.
-    pub(super) const BYTES_PER_FLOW: usize = 2 * size_of::<Tuple>() + size_of::<Flow>() + size_of::<Reverse>();
+    pub(super) const BYTES_PER_FLOW: usize = size_of::<Flow>();
 
     /// The largest number of reals, up to `most`, whose ring is larger than that of one real less.
     pub(super) fn larger_ring_at(most: u32) -> Option<u32> {
@@ -98,12 +110,19 @@ impl Ours {
     }
 
     /// Whether the balancer of this build forwards so.
-    pub(super) fn knows(forward: Forward) -> bool {
-        forward == Forward::FullNat
+    pub(super) fn knows(_forward: Forward) -> bool {
+        true
     }
 }
 
-fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    let program = ebpf.program_mut("balance").context("the XDP object has no program `balance`")?;
-    program.try_into().context("`balance` is not an XDP program")
+/// The way to all reals of `world`, if its link is here; elsewhere the kernel is asked.
+fn way() -> Hop {
+    let Ok(ifindex) = world::index(world::LINK) else { return Hop::default() };
+    Hop {
+        ifindex,
+        source_mac: world::mac(world::LINK_MAC).into(),
+        destination_mac: world::mac(world::FAR_MAC).into(),
+        vlan: 0,
+        mtu: 1500,
+    }
 }

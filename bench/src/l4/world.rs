@@ -19,7 +19,7 @@ pub(super) const LINK: &str = "l0";
 pub(super) const LINK_MAC: &str = "02:00:00:00:00:01";
 /// The far end, where clients and reals are.
 pub(super) const FAR: &str = "g0";
-const FAR_MAC: &str = "02:00:00:00:00:0c";
+pub(super) const FAR_MAC: &str = "02:00:00:00:00:0c";
 
 /// Where a frame goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -35,7 +35,7 @@ use crate::config::Loaded;
 
 /// Where layer 4 pinned what is looked at.
 #[derive(Args, Debug)]
-pub(super) struct Pins {
+pub(in crate::cli) struct Pins {
     /// The configuration that layer 4 runs with (for `l4.pin_dir`); without it the embedded defaults.
     #[arg(long, short, value_name = "FILE", env = "TIDEGATE_CONFIG")]
     config: Option<PathBuf>,
@@ -49,7 +49,7 @@ impl Pins {
 
 /// An address, perhaps with a port.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Place {
+pub(in crate::cli) struct Place {
     address: IpAddr,
     port: Option<u16>,
 }
@@ -69,7 +69,7 @@ impl FromStr for Place {
 }
 
 #[derive(Args, Debug)]
-pub(super) struct Explain {
+pub(in crate::cli) struct Explain {
     /// Where the packet comes from; without a port 256 ports are asked about.
     #[arg(value_name = "CLIENT[:PORT]")]
     client: Place,
@@ -133,7 +133,7 @@ fn show(value: &impl Serialize, text: &impl std::fmt::Display, json: bool) -> an
 }
 
 #[derive(Args, Debug)]
-pub(super) struct Captures {
+pub(in crate::cli) struct Captures {
     /// Only packets from or to this address; of a connection under fullnat also the answers, as they leave.
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
@@ -236,7 +236,7 @@ fn still_read(written: io::Result<()>) -> anyhow::Result<bool> {
 }
 
 #[derive(Args, Debug)]
-pub(super) struct List {
+pub(in crate::cli) struct List {
     /// Only flows to this VIP, or to this port of it.
     #[arg(long, value_name = "VIP[:PORT]")]
     service: Option<Place>,
@@ -313,7 +313,7 @@ fn render(flows: &Flows) -> String {
 }
 
 #[derive(Args, Debug)]
-pub(super) struct Follow {
+pub(in crate::cli) struct Follow {
     /// Tell one of so many new flows (N is rounded up to a power of two).
     #[arg(long, value_name = "1/N", default_value = "1/1", value_parser = sample)]
     sample: u32,
