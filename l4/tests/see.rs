@@ -197,7 +197,7 @@ async fn captured(pinned: &mut Pinned, filter: capture::Filter, frames: &[&str])
         pinned.send(frame);
     }
     let mut packets = Vec::new();
-    packets.extend(std::iter::from_fn(|| capture.next()));
+    packets.extend(std::iter::from_fn(|| capture.take()));
     packets.extend(capture.stop());
     assert_eq!(pinned.watch(), None, "the capture goes on");
     packets
@@ -309,7 +309,7 @@ async fn the_log_tells_new_flows_and_drops_with_their_reason() {
         pinned.send("eth c>b / ip4 10.77.0.10 > 10.77.100.1 / tcp 4001 > 80 SF");
     }
     tokio::time::timeout(Duration::from_secs(5), log.ready()).await.unwrap().unwrap();
-    let told: Vec<log::Told> = std::iter::from_fn(|| log.next()).collect();
+    let told: Vec<log::Told> = std::iter::from_fn(|| log.take()).collect();
     let flows: Vec<&log::Told> = told.iter().filter(|told| matches!(told.what, log::What::Flow { .. })).collect();
     let [flow] = flows[..] else { panic!("{told:?}") };
     assert_eq!((flow.client.port(), flow.vip.to_string()), (4000, "10.77.100.1:80".to_owned()));
@@ -328,7 +328,7 @@ async fn the_log_tells_new_flows_and_drops_with_their_reason() {
     for port in 10_000..12_000 {
         pinned.send(&format!("eth c>b / ip4 10.77.0.10 > 10.77.100.2 / tcp {port} > 80 S"));
     }
-    let told: Vec<log::Told> = std::iter::from_fn(|| log.next()).collect();
+    let told: Vec<log::Told> = std::iter::from_fn(|| log.take()).collect();
     assert!((10..60).contains(&told.len()), "{} flows told of 2000", told.len());
     let reals: std::collections::BTreeSet<String> = told.iter().map(|told| format!("{:?}", told.what)).collect();
     assert_eq!(reals.len(), 2, "{reals:?}");

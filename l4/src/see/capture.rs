@@ -73,7 +73,7 @@ impl Capture {
         // Whoever captured before may have been killed.
         wish.capture(false);
         let mut ring = Ring::new(view.ring(map::CAPTURED)?)?;
-        while ring.next().is_some() {}
+        while ring.take().is_some() {}
         let lost = wish.lost();
         wish.filter(filter);
         wish.renew();
@@ -82,11 +82,11 @@ impl Capture {
     }
 
     /// The next packet; `None`: no more so far. One that came is told when it is known what became of it.
-    pub fn next(&mut self) -> Option<Packet> {
+    pub fn take(&mut self) -> Option<Packet> {
         while self.done.is_empty() {
-            let captured = self.ring.next()?;
+            let captured = self.ring.take()?;
             self.wish.renew();
-            self.take(&captured);
+            self.sort(&captured);
         }
         self.done.pop_front()
     }
@@ -105,12 +105,12 @@ impl Capture {
     /// Ends it, and returns what is left.
     pub fn stop(mut self) -> Vec<Packet> {
         self.wish.capture(false);
-        let mut rest: Vec<Packet> = std::iter::from_fn(|| self.next()).collect();
+        let mut rest: Vec<Packet> = std::iter::from_fn(|| self.take()).collect();
         rest.extend(std::mem::take(&mut self.coming).into_values());
         rest
     }
 
-    fn take(&mut self, captured: &Captured) {
+    fn sort(&mut self, captured: &Captured) {
         let bytes = captured.bytes.get(..captured.held as usize).unwrap_or(&captured.bytes).to_vec();
         let packet = |ifindex, what| Packet { at: captured.at, length: captured.length, bytes, ifindex, what };
         if captured.action == Captured::CAME {

@@ -63,9 +63,9 @@ impl Log {
     }
 
     /// The next that happened; `None`: nothing more so far.
-    pub fn next(&mut self) -> Option<Told> {
+    pub fn take(&mut self) -> Option<Told> {
         loop {
-            let event = self.ring.next()?;
+            let event = self.ring.take()?;
             // What happened while nobody read may be days old.
             if event.at >= self.since {
                 return Some(self.told(&event));

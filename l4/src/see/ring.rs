@@ -24,7 +24,7 @@ impl<T: Pod> Ring<T> {
     }
 
     /// `None`: no more so far.
-    pub(super) fn next(&mut self) -> Option<T> {
+    pub(super) fn take(&mut self) -> Option<T> {
         loop {
             let item = self.ring.get_mut().next()?;
             if item.len() >= size_of::<T>() {

@@ -161,19 +161,23 @@ pub(super) async fn capture(args: &Captures) -> anyhow::Result<ExitCode> {
     let mut capture = Capture::start(&args.pins.folder()?, &filter)?;
     let mut packets = 0;
     let limit = args.count.unwrap_or(u64::MAX);
-    'capturing: loop {
-        while let Some(packet) = capture.next() {
-            if packets == limit || !to.take(&packet)? {
-                break 'capturing;
+    while packets < limit {
+        let Some(packet) = capture.take() else {
+            if !to.flush()? {
+                break;
             }
-            packets += 1;
-        }
-        if packets == limit || !to.flush()? {
+            tokio::select! {
+                () = end.comes() => break,
+                ready = capture.ready() => ready?,
+            }
+            continue;
+        };
+        if !to.take(&packet)? {
             break;
         }
-        tokio::select! {
-            () = end.comes() => break,
-            ready = capture.ready() => ready?,
+        packets += 1;
+        if packets.is_multiple_of(BATCH) && end.is_there().await {
+            break;
         }
     }
     let lost = capture.lost();
@@ -348,22 +352,24 @@ pub(super) async fn log(args: &Follow) -> anyhow::Result<ExitCode> {
     let mut end = End::after(args.seconds)?;
     let mut log = Log::follow(&args.pins.folder()?, if args.drops { 0 } else { args.sample })?;
     let epoch = epoch(log.since());
-    loop {
-        while let Some(told) = log.next() {
-            let line = if args.json {
-                serde_json::to_string(&Entry { at: time(epoch, told.at), told: &told }).context("writing JSON")?
-            } else {
-                format!("{} {}", clock(epoch, told.at), words(&told))
-            };
-            if !still_read(writeln!(io::stdout(), "{line}"))? {
-                return Ok(ExitCode::SUCCESS);
+    for number in 1_u64.. {
+        let Some(told) = log.take() else {
+            tokio::select! {
+                () = end.comes() => break,
+                ready = log.ready() => ready?,
             }
-        }
-        tokio::select! {
-            () = end.comes() => return Ok(ExitCode::SUCCESS),
-            ready = log.ready() => ready?,
+            continue;
+        };
+        let line = if args.json {
+            serde_json::to_string(&Entry { at: time(epoch, told.at), told: &told }).context("writing JSON")?
+        } else {
+            format!("{} {}", clock(epoch, told.at), words(&told))
+        };
+        if !still_read(writeln!(io::stdout(), "{line}"))? || (number.is_multiple_of(BATCH) && end.is_there().await) {
+            break;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn words(told: &Told) -> String {
@@ -388,6 +394,9 @@ fn clock(epoch: u64, at: u64) -> String {
     time(epoch, at).strftime("%H:%M:%S.%6f").to_string()
 }
 
+/// What comes faster than it is written must not keep the end away: it is looked for after so much of it.
+const BATCH: u64 = 256;
+
 /// Ctrl-C, SIGTERM or a time. All of them end it in good order: what was switched on is switched off.
 struct End {
     interrupt: tokio::signal::unix::Signal,
@@ -402,6 +411,15 @@ impl End {
             terminate: signal(SignalKind::terminate()).context("waiting for SIGTERM")?,
             at: seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds)),
         })
+    }
+
+    /// Whether it has come, for whoever has no time to wait for it.
+    async fn is_there(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.comes() => true,
+            () = tokio::task::yield_now() => false,
+        }
     }
 
     async fn comes(&mut self) {
