@@ -206,6 +206,11 @@ impl View {
         all.into_iter().filter(|state| self.has(state.plane)).collect()
     }
 
+    /// What layer 4 reported last, where it runs.
+    pub fn layer4<R>(&self, look: impl FnOnce(&tidegate_l4::Report) -> R) -> Option<R> {
+        self.has(Role::L4).then(|| look(&self.reports.l4.borrow()))
+    }
+
     /// Where layer 7 should listen and cannot.
     pub fn unopened(&self) -> Vec<std::net::SocketAddr> {
         self.reports.l7.borrow().unopened.clone()

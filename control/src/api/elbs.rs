@@ -13,7 +13,11 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Access, Api, Problem, ProblemBody, problem::parse};
+use super::{
+    Access, Api, Problem, ProblemBody,
+    problem::parse,
+    reals::{Layer4Body, layer4},
+};
 use crate::{
     config::Role,
     cycle::{ElbStatus, explain},
@@ -42,6 +46,9 @@ pub struct ElbBody {
     /// What stands behind each port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<ElbStatus>,
+    /// What layer 4 says of the instances; only of a layer-4 ELB, and where this machine runs layer 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer4: Option<Layer4Body>,
     /// What the operator should know about this change; only after a PUT.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -113,6 +120,7 @@ pub(super) fn body(view: &View, snapshot: &Snapshot, name: &str, elb: &Elb) -> E
         revision: elb.revision,
         readiness: readiness(view, snapshot, name),
         status: explain(&snapshot.state, name),
+        layer4: view.layer4(|report| layer4(elb, report)).flatten(),
         warnings: Vec::new(),
     }
 }

@@ -5,6 +5,10 @@ use std::fmt::{Display, Write};
 use axum::{extract::State, response::IntoResponse};
 use http::header;
 
+mod layer4;
+
+use layer4::layer4;
+
 use super::Api;
 use crate::{
     config::Role,
@@ -74,34 +78,6 @@ fn process(page: &mut Page, view: &View, snapshot: &Snapshot) {
         page.gauge("tidegate_plane_problems", "Things that are wrong in the plane now; the status says which.");
     for plane in &planes {
         rows = rows.row(&[("plane", &plane.plane)], plane.problems.len() + usize::from(plane.refused.is_some()));
-    }
-}
-
-fn layer4(page: &mut Page, report: &tidegate_l4::Report) {
-    type Read = fn(&tidegate_l4::report::ServiceCounters) -> u64;
-    let counters: [(&str, &str, Read); 3] = [
-        ("tidegate_l4_packets_total", "Packets from clients.", |counters| counters.packets),
-        ("tidegate_l4_bytes_total", "Bytes from clients.", |counters| counters.bytes),
-        ("tidegate_l4_flows_total", "Flows that were given a real.", |counters| counters.flows),
-    ];
-    for (name, help, read) in counters {
-        let mut rows = page.counter(name, help);
-        for (frontend, counters) in &report.services {
-            let protocol = match frontend.protocol {
-                tidegate_l4::Protocol::Tcp => "tcp",
-                tidegate_l4::Protocol::Udp => "udp",
-            };
-            rows =
-                rows.row(&[("vip", &frontend.vip), ("port", &frontend.port), ("protocol", &protocol)], read(counters));
-        }
-    }
-    let mut rows = page.counter("tidegate_l4_drops_total", "Packets dropped, by reason.");
-    for (reason, count) in &report.drops {
-        rows = rows.row(&[("reason", reason)], count);
-    }
-    let mut rows = page.gauge("tidegate_l4_attached", "1 for each interface that the program is attached to.");
-    for attached in &report.attached {
-        rows = rows.row(&[("interface", &attached.interface), ("mode", &attached.mode)], 1);
     }
 }
 

@@ -6,6 +6,7 @@ mod metrics;
 mod openapi;
 mod pages;
 mod problem;
+mod reals;
 mod status;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use elbs::{ElbBody, ElbList, ElbSummary, Readiness};
 pub use openapi::document;
 pub use problem::{Problem, ProblemBody};
+pub use reals::{DrainBody, Layer4Body, RealBody};
 pub use status::StatusBody;
 
 use crate::{view::View, writer::Writer};

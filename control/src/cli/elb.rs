@@ -1,6 +1,7 @@
 //! `tidegate elb ...`.
 
 mod layer4;
+mod reals;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -124,6 +125,8 @@ struct Told {
     revision: u64,
     readiness: Readiness,
     status: Option<Status>,
+    #[serde(default)]
+    layer4: Option<Layer4Body>,
     #[serde(default)]
     warnings: Vec<String>,
 }
@@ -267,6 +270,9 @@ fn print_elb(elb: &Told) {
     println!("{}", pairs(&rows));
     if let Some(status) = &elb.status {
         println!("\n{}", instances(status));
+    }
+    if let Some(layer4) = &elb.layer4 {
+        reals::print(layer4);
     }
 }
 
