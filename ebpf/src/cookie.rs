@@ -32,12 +32,12 @@ use crate::{
 /// What a client without the option takes (RFC 9293, section 3.7.1), by family.
 const LEAST_V4: u16 = 536;
 const LEAST_V6: u16 = 1220;
-/// The MSS that a cookie's answer announces: Ethernet's, with room for a tunnel's header on the known.
+/// The MSS that a cookie's answer announces: Ethernet's, with room for a tunnel's header on the way.
 const MOST_V4: u16 = 1440;
 const MOST_V6: u16 = 1420;
 /// What the kernel's cookies can tell apart of a client's MSS (`msstab` of its syncookies.c), without the least.
 const TOLD_V4: [u16; 3] = [1460, 1440, 1300];
-const TOLD_V6: [u16; 3] = [1440, 1420, 1280];
+const TOLD_V6: [u16; 3] = [1440, 1420, LEAST_V6];
 /// The window of the answer to a SYN, which cannot be scaled.
 const WINDOW: u16 = u16::MAX;
 /// The client's window for the time until its next segment tells it: what every client has.
