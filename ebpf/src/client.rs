@@ -228,6 +228,22 @@ fn renumber<P: Packet>(packet: &mut P, seen: &Seen, edits: &Edits) -> Option<()>
     Some(())
 }
 
+/// How much further the client counts than the real.
+#[inline(always)]
+pub(crate) fn ahead<T: Tables>(tables: &T, index: u32) -> u32 {
+    tables.peek(index, |flow| if flow.work & Flow::SPLICED != 0 { flow.ahead } else { 0 }).unwrap_or(0)
+}
+
+/// How much further the real counts than the client, at what the real knows as this number.
+#[inline(always)]
+pub(crate) fn shift<T: Tables>(tables: &T, seen: &Seen, index: u32, sequence: u32) -> u32 {
+    let shifted = tables.peek(index, |flow| {
+        let after = flow.work & Flow::TOLD != 0 || sequence.wrapping_sub(flow.start) as i32 > 0;
+        flow.work & Flow::PROXY != 0 && after
+    });
+    if shifted.unwrap_or(false) { u32::from(proxy::length(seen.v4)) } else { 0 }
+}
+
 #[inline(always)]
 fn backwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index: u32) -> Step {
     let mut known = Known { index, ..STRANGER };

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
-use super::wire::{Segment, checked, frame};
+use super::wire::{self, Segment, checked, frame};
 use crate::{
     abi::{Flow, Limits, Reason, SECOND, Service, ServiceKey, TCP},
     balance::{Verdict, balance},
@@ -301,6 +301,37 @@ fn what_acknowledges_no_cookie_is_dropped_under_a_flood_and_taken_up_otherwise()
     assert_eq!((healed.sequence, healed.acknowledgement, healed.flags), (1001, 7, ACK));
     let flows = talk.memory.0.borrow();
     assert!(flows.flows.values().all(|flow| flow.work & (Flow::SPLICED | Flow::WAITING) == 0));
+}
+
+/// An error about a segment, as a router sends it; what it quotes then.
+fn complain(talk: &Talk, segment: &Segment) -> Segment {
+    let mut body = frame(segment)[14..].to_vec();
+    let v4 = segment.source.is_ipv4();
+    body.truncate(if v4 { 28 } else { 60 });
+    let message = wire::error(segment.source, &body);
+    let mut frame = Frame::new(&message, scripts::LINK);
+    assert_eq!(balance(&mut frame, &talk.memory), Verdict::Transmit);
+    wire::quoted(&frame.bytes())
+}
+
+#[test]
+fn an_error_quotes_the_numbers_that_its_receiver_knows() {
+    for v4 in [true, false] {
+        let mut talk = Talk::new(v4, Service::PROXY, Service::COOKIES);
+        let cookie = accepted(&mut talk, 1460);
+        let answer = talk.of_real(segment(5000, 1001, SYN | ACK, b""));
+        talk.run(&answer).1.expect("the handshake's end");
+        let first = talk.out(segment(1001, cookie.wrapping_add(1), ACK, b"one"));
+        let second = talk.out(segment(1004, cookie.wrapping_add(1), ACK, b"two"));
+        for (sent, sequence) in [(&first, 1001), (&second, 1004)] {
+            let quoted = complain(&talk, sent);
+            assert_eq!((quoted.sequence, quoted.source, quoted.destination), (sequence, talk.client, talk.vip));
+        }
+        let back = talk.back(segment(5001, 1001, ACK, b"three"));
+        let quoted = complain(&talk, &back);
+        let (local, real) = talk.real.unwrap();
+        assert_eq!((quoted.sequence, quoted.source, quoted.destination), (5001, real, local));
+    }
 }
 
 proptest! {

@@ -95,6 +95,51 @@ pub(super) fn checked(frame: &[u8]) -> Segment {
     }
 }
 
+/// A router's message to `to` that a packet, which begins like this, does not fit.
+pub(super) fn error(to: SocketAddr, quote: &[u8]) -> Vec<u8> {
+    let v4 = to.is_ipv4();
+    let router: IpAddr = if v4 { [10, 77, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+    let addresses = [octets(router), octets(to.ip())].concat();
+    let mut icmp = vec![if v4 { 3 } else { 2 }, if v4 { 4 } else { 0 }, 0, 0, 0, 0, 5, 120];
+    icmp.extend(quote);
+    let pseudo = [0, 58, 0, icmp.len() as u8];
+    let sum = if v4 { checksum(&[&icmp]) } else { checksum(&[&addresses, &pseudo, &icmp]) };
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = MACS.to_vec();
+    if v4 {
+        frame.extend([8, 0]);
+        let mut ip = vec![0x45, 0, 0, 20 + icmp.len() as u8, 0, 0, 0, 0, 64, 1, 0, 0];
+        ip.extend(&addresses);
+        let sum = checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        frame.extend(ip);
+    } else {
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, icmp.len() as u8, 58, 64]);
+        frame.extend(&addresses);
+    }
+    frame.extend(icmp);
+    frame
+}
+
+/// What such a message quotes, if its checksum holds.
+pub(super) fn quoted(frame: &[u8]) -> Segment {
+    let v4 = frame[12..14] == [8, 0];
+    let (ip, icmp) = frame[14..].split_at(if v4 { 20 } else { 40 });
+    let pseudo = [0, 58, 0, icmp.len() as u8];
+    assert_eq!(if v4 { checksum(&[icmp]) } else { checksum(&[&ip[8..], &pseudo, icmp]) }, 0, "the message's checksum");
+    let (ip, tcp) = icmp[8..].split_at(if v4 { 20 } else { 40 });
+    let end = |at: usize, port: usize| -> SocketAddr {
+        let ip: IpAddr = if v4 {
+            <[u8; 4]>::try_from(&ip[12 + 4 * at..][..4]).unwrap().into()
+        } else {
+            <[u8; 16]>::try_from(&ip[8 + 16 * at..][..16]).unwrap().into()
+        };
+        (ip, u16::from_be_bytes([tcp[port], tcp[port + 1]])).into()
+    };
+    let sequence = u32::from_be_bytes(tcp[4..8].try_into().unwrap());
+    Segment { source: end(0, 0), destination: end(1, 2), sequence, ..Segment::default() }
+}
+
 fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
