@@ -142,7 +142,8 @@ mod tests {
         let rows =
             readme.lines().skip_while(|line| !line.starts_with("| `")).take_while(|line| line.starts_with("| `"));
         let named: Vec<&str> = rows.filter_map(|row| row.split('`').nth(1)).collect();
-        let there: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        // The last is no comparison: a verb of its own.
+        let there: Vec<&str> = BENCHES.iter().map(|bench| bench.name).chain(["budgets"]).collect();
         assert_eq!(named, there, "`cargo xtask bench` knows what it may be asked for by the README");
     }
 }

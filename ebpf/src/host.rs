@@ -158,7 +158,7 @@ impl Default for &'static Settings {
 }
 
 /// [`Tables`] in memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Memory(pub RefCell<State>, RefCell<Seen>);
 
 impl Memory {

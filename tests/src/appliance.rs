@@ -71,7 +71,7 @@ impl Settings {
              [api]\nlisten = [\"{API}\"]\n\
              [store]\npath = {store:?}\n\
              [vips]\ninternal = {vips:?}\n\
-             [l4]\ninterfaces = [\"eth0\"]\nlocal_addresses = [\"{local4}\", \"{local6}\"]\nflows = 16384\n"
+             [l4]\ninterfaces = [\"eth0\"]\nlocal_addresses = [\"{local4}\", \"{local6}\"]\n"
         )
         .expect("a String takes everything");
         text
