@@ -269,6 +269,15 @@ pub(crate) fn noted<T: Tables>(tables: &T, seen: &Seen, step: Step) -> Step {
     step
 }
 
+/// The same of what is known in a place that stays: it is not copied.
+#[inline(always)]
+pub(crate) fn noted_in_place<T: Tables>(tables: &T, seen: &Seen, step: Step) -> Step {
+    if step.kind() == Step::DROP {
+        dropped(tables, seen, step.value());
+    }
+    step
+}
+
 #[inline(always)]
 fn from_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, service: &Service) -> Step {
     tables.trace(|trace| trace.service = service.id);
@@ -397,7 +406,7 @@ fn event<T: Tables>(tables: &T, seen: &Seen, service: u32, detail: u32, dropped:
 /// is not inlined returns. Not an enum: of one whose variant holds nothing the rest is undefined, which LLVM may read
 /// and the verifier may not.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Step(u64);
+pub(crate) struct Step(pub(crate) u64);
 
 impl Step {
     pub(crate) const PASS: Self = Self(0);

@@ -8,70 +8,52 @@
 //! forgotten can be taken up again in the middle.
 
 use crate::{
-    abi::{Address, Flow, Hop, Mac, Real, Reason, ServiceKey, TCP},
-    balance::{Packet, Step, Tables, next_hop, noted},
+    abi::{Address, Flow, Hop, Real, Reason, ServiceKey, TCP},
+    balance::{Packet, Step, Tables, next_hop, noted_in_place},
     checksum, cookie, flows, link,
     nat::{self, Rewrite},
-    options, parse,
+    options,
     parse::Seen,
     proxy::{self, Ends},
     select,
     stretch::{self, TCP_MOST, Tell},
-    wire::{ACK, ETHERTYPE_V4, ETHERTYPE_V6, Ethernet, Ipv4, Ipv6, RST, SYN, Tcp},
+    wire::{ACK, RST, SYN, Tcp},
 };
 
-/// A client's packet of the flow at `index`.
+/// A client's packet of the flow at `index`; what was read of it is still there.
 #[inline(always)]
 pub(crate) fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, index: u32) -> Step {
-    let step = tables.scratch(|seen| match reread(packet, seen) {
-        Some(()) => noted(tables, seen, outwards(packet, tables, seen, index)),
-        None => Step::PASS,
-    });
-    step.unwrap_or(Step::PASS)
+    tables.scratch(|seen| noted_in_place(tables, seen, outwards(packet, tables, seen, index))).unwrap_or(Step::PASS)
 }
 
 /// A real's packet.
 #[inline(always)]
 pub(crate) fn back<P: Packet, T: Tables>(packet: &mut P, tables: &T, index: u32) -> Step {
-    let step = tables.scratch(|seen| match reread(packet, seen) {
-        Some(()) => noted(tables, seen, backwards(packet, tables, seen, index)),
-        None => Step::PASS,
-    });
-    step.unwrap_or(Step::PASS)
+    tables.scratch(|seen| noted_in_place(tables, seen, backwards(packet, tables, seen, index))).unwrap_or(Step::PASS)
 }
 
-/// Reads a plain packet again; what is known of an unusual one is still there.
-#[inline(always)]
-pub(crate) fn reread<P: Packet>(packet: &mut P, seen: &mut Seen) -> Option<()> {
-    let plain = match packet.at::<Ethernet>(0)?.ethertype {
-        ETHERTYPE_V4 => parse::plain::<P, Ipv4>(packet),
-        ETHERTYPE_V6 => parse::plain::<P, Ipv6>(packet),
-        _ => None,
-    };
-    if let Some(plain) = plain {
-        *seen = plain;
-        parse::transport(packet, seen)?;
-    }
-    Some(())
-}
-
-/// What a flow's entry says, for what goes out.
+/// What a flow's entry says.
 #[derive(Clone, Copy)]
 pub(crate) struct Known {
+    pub(crate) index: u32,
     pub(crate) work: u8,
     pub(crate) start: u32,
     pub(crate) ahead: u32,
     real: u32,
 }
 
-const STRANGER: Known = Known { work: 0, start: 0, ahead: 0, real: select::NOBODY };
+const STRANGER: Known = Known { index: flows::NONE, work: 0, start: 0, ahead: 0, real: select::NOBODY };
 
 #[inline(always)]
 fn know<T: Tables>(tables: &T, seen: &Seen, index: u32, sequence: u32) -> Known {
     let known = tables.peek(index, |flow| {
         let own =
             flow.protocol == TCP && flow.client_port == seen.tuple.source_port && flow.client == seen.tuple.source;
-        if own { Known { work: flow.work, start: flow.start, ahead: flow.ahead, real: flow.real() } } else { STRANGER }
+        if own {
+            Known { index, work: flow.work, start: flow.start, ahead: flow.ahead, real: flow.real() }
+        } else {
+            STRANGER
+        }
     });
     let mut known = known.unwrap_or(STRANGER);
     // The flow that would have been made.
@@ -112,7 +94,7 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
     let to =
         Rewrite { source: local, destination: real.address, source_port: index as u16, destination_port: real.port };
     if seen.headless {
-        return nat::send(packet, seen, &to, &hop);
+        return finish(packet, seen, &to, &hop, Edits::default());
     }
     let mut known = known;
     if known.work & Flow::WAITING != 0 && tcp.flags & RST == 0 {
@@ -155,13 +137,13 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
         client_port: seen.tuple.source_port,
         vip_port: seen.tuple.destination_port,
     };
-    let done = nat::rewrite(packet, seen, &to)
-        .and_then(|()| renumber(packet, seen, plan.shift, ahead.wrapping_neg(), (0, blot)))
-        .and_then(|()| if tell == Tell::NOTHING { Some(()) } else { stretch::tell(packet, seen, tell, &ends) });
-    match done {
-        Some(()) => link::send(packet, seen, &hop, ifindex),
-        None => Step::drop(Reason::NoRoom),
+    let change = if blot == 0 { 0 } else { options::edit(packet, seen.l4, 0, blot) as u32 };
+    let edits = Edits { sequence: plan.shift, acknowledgement: ahead.wrapping_neg(), change };
+    // What is told lies behind everything that a translation looks at.
+    if tell != Tell::NOTHING && stretch::tell(packet, seen, tell, &ends) == 0 {
+        return Step::drop(Reason::NoRoom);
     }
+    finish(packet, seen, &to, &hop, edits)
 }
 
 /// What is done to a client's segment.
@@ -207,123 +189,128 @@ fn plan<T: Tables>(tables: &T, seen: &Seen, index: u32, known: &Known, tcp: &Tcp
     Ok(Plan { tell: Tell::NOTHING, shift })
 }
 
-/// Adds to a segment's numbers, subtracts from its MSS, blots out options (see [`options::edit`]).
-#[inline(always)]
-fn renumber<P: Packet>(
-    packet: &mut P,
-    seen: &Seen,
+/// What is added to a segment's numbers, and what was changed in it already.
+#[derive(Clone, Copy, Default)]
+struct Edits {
     sequence: u32,
     acknowledgement: u32,
-    (less, blot): (u16, u32),
-) -> Option<()> {
-    let mut change = 0;
-    if less != 0 || blot != 0 {
-        change = options::edit(packet, seen.l4, less, blot) as u32;
+    change: u32,
+}
+
+/// Translates the packet, with other numbers, and sends it.
+#[inline(always)]
+fn finish<P: Packet>(packet: &mut P, seen: &Seen, to: &Rewrite, hop: &Hop, edits: Edits) -> Step {
+    let ifindex = packet.ifindex();
+    if translate(packet, seen, to, &edits) == 0 {
+        return Step::drop(Reason::Malformed);
+    }
+    link::send(packet, seen, hop, ifindex)
+}
+
+/// 1: done.
+#[inline(never)]
+fn translate<P: Packet>(packet: &mut P, seen: &Seen, to: &Rewrite, edits: &Edits) -> u32 {
+    u32::from(renumber(packet, seen, edits).and_then(|()| nat::rewrite(packet, seen, to)).is_some())
+}
+
+#[inline(always)]
+fn renumber<P: Packet>(packet: &mut P, seen: &Seen, edits: &Edits) -> Option<()> {
+    if seen.headless {
+        return Some(());
     }
     let tcp = packet.at::<Tcp>(seen.l4 as usize)?;
-    let next = u32::from_be(tcp.sequence).wrapping_add(sequence).to_be();
-    change += checksum::word(tcp.sequence, next);
-    tcp.sequence = next;
-    let next = u32::from_be(tcp.acknowledgement).wrapping_add(acknowledgement).to_be();
-    change += checksum::word(tcp.acknowledgement, next);
-    tcp.acknowledgement = next;
-    tcp.checksum = checksum::mend(tcp.checksum, change);
+    let sequence = u32::from_be(tcp.sequence).wrapping_add(edits.sequence).to_be();
+    let acknowledgement = u32::from_be(tcp.acknowledgement).wrapping_add(edits.acknowledgement).to_be();
+    let change = checksum::word(tcp.sequence, sequence) + checksum::word(tcp.acknowledgement, acknowledgement);
+    tcp.sequence = sequence;
+    tcp.acknowledgement = acknowledgement;
+    tcp.checksum = checksum::mend(tcp.checksum, edits.change + change);
     Some(())
 }
 
-/// What a flow's entry says, for what comes back.
-#[derive(Clone, Copy)]
-pub(crate) struct Way {
-    pub(crate) client: Address,
-    pub(crate) client_port: u16,
-    pub(crate) vlan: u16,
-    pub(crate) work: u8,
-    pub(crate) service: u32,
-    pub(crate) ifindex: u32,
-    pub(crate) client_mac: Mac,
-    pub(crate) own_mac: Mac,
-    pub(crate) start: u32,
-    pub(crate) ahead: u32,
+/// How much further the client counts than the real.
+#[inline(always)]
+pub(crate) fn ahead<T: Tables>(tables: &T, index: u32) -> u32 {
+    tables.peek(index, |flow| if flow.work & Flow::SPLICED != 0 { flow.ahead } else { 0 }).unwrap_or(0)
+}
+
+/// How much further the real counts than the client, at what the real knows as this number.
+#[inline(always)]
+pub(crate) fn shift<T: Tables>(tables: &T, seen: &Seen, index: u32, sequence: u32) -> u32 {
+    let shifted = tables.peek(index, |flow| {
+        let after = flow.work & Flow::TOLD != 0 || sequence.wrapping_sub(flow.start) as i32 > 0;
+        flow.work & Flow::PROXY != 0 && after
+    });
+    if shifted.unwrap_or(false) { u32::from(proxy::length(seen.v4)) } else { 0 }
 }
 
 #[inline(always)]
 fn backwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index: u32) -> Step {
-    let way = tables.peek(index, |flow| Way {
-        client: flow.client,
-        client_port: flow.client_port,
-        vlan: flow.vlan(),
-        work: flow.work,
-        service: flow.service,
-        ifindex: flow.ifindex,
-        client_mac: flow.client_mac,
-        own_mac: flow.own_mac,
-        start: flow.start,
-        ahead: flow.ahead,
+    let mut known = Known { index, ..STRANGER };
+    let mut to =
+        Rewrite { source: Address::default(), destination: Address::default(), source_port: 0, destination_port: 0 };
+    let mut hop = Hop::default();
+    let service = tables.peek(index, |flow| {
+        (known.work, known.start, known.ahead) = (flow.work, flow.start, flow.ahead);
+        (to.destination, to.destination_port) = (flow.client, flow.client_port);
+        (hop.ifindex, hop.vlan) = (flow.ifindex, flow.vlan());
+        (hop.source_mac, hop.destination_mac) = (flow.own_mac, flow.client_mac);
+        flow.service
     });
-    let Some(mut way) = way else { return Step::PASS };
-    let Some(frontend) = tables.frontend(way.service) else { return Step::PASS };
-    let to = Rewrite {
-        source: frontend.vip,
-        destination: way.client,
-        source_port: frontend.port,
-        destination_port: way.client_port,
-    };
-    let hop =
-        Hop { ifindex: way.ifindex, source_mac: way.own_mac, destination_mac: way.client_mac, vlan: way.vlan, mtu: 0 };
+    let Some(frontend) = tables.frontend(service.unwrap_or(u32::MAX)) else { return Step::PASS };
+    (to.source, to.source_port) = (frontend.vip, frontend.port);
     if seen.headless {
-        return nat::send(packet, seen, &to, &hop);
+        return finish(packet, seen, &to, &hop, Edits::default());
     }
     let Some(tcp) = packet.at::<Tcp>(seen.l4 as usize) else { return Step::drop(Reason::Malformed) };
     let tcp = *tcp;
     let (sequence, acknowledgement) = (u32::from_be(tcp.sequence), u32::from_be(tcp.acknowledgement));
     let opens = tcp.flags & SYN != 0;
-    let before = (way.work, way.start);
+    let before = (known.work, known.start);
     let (mut forth, mut less) = (0, 0);
-    if way.work & Flow::SPLICED != 0 && opens && acknowledgement == way.start {
-        return cookie::welcome(packet, tables, seen, index, &way, &to);
+    if known.work & Flow::SPLICED != 0 && opens && acknowledgement == known.start {
+        return Step(cookie::welcome(packet, tables, seen, &known, &to));
     }
-    if way.work & Flow::WAITING != 0 {
+    if known.work & Flow::WAITING != 0 {
         if tcp.flags & RST == 0 {
             return Step::drop(Reason::NotReady);
         }
         // Refused. To the client it comes right after our SYN.
-        forth = way.ahead.wrapping_add(1).wrapping_sub(sequence);
-    } else if way.work & Flow::SPLICED != 0 {
-        forth = way.ahead;
+        forth = known.ahead.wrapping_add(1).wrapping_sub(sequence);
+    } else if known.work & Flow::SPLICED != 0 {
+        forth = known.ahead;
     }
     let mut acknowledged = 0;
     if opens {
         // The real begins (perhaps anew, with a client that forgot the connection before): here the stream starts.
-        if way.start != acknowledgement {
-            way.start = acknowledgement;
-            way.work &= !(Flow::TOLD | Flow::SENT | Flow::SPLICED);
+        if known.start != acknowledgement {
+            known.start = acknowledgement;
+            known.work &= !(Flow::TOLD | Flow::SENT | Flow::SPLICED);
             forth = 0;
         }
-        if way.work & Flow::PROXY != 0 {
+        if known.work & Flow::PROXY != 0 {
             less = proxy::length(seen.v4);
         }
     } else {
         // It took the handshake's last segment, and the option with it.
-        way.work &= !Flow::TOA;
-        if way.work & Flow::PROXY != 0 && tcp.flags & ACK != 0 {
+        known.work &= !Flow::TOA;
+        if known.work & Flow::PROXY != 0 && tcp.flags & ACK != 0 {
             let length = u32::from(proxy::length(seen.v4));
-            let beyond = acknowledgement.wrapping_sub(way.start) as i32;
-            if way.work & Flow::TOLD != 0 || beyond >= length as i32 {
-                way.work |= Flow::TOLD;
+            let beyond = acknowledgement.wrapping_sub(known.start) as i32;
+            if known.work & Flow::TOLD != 0 || beyond >= length as i32 {
+                known.work |= Flow::TOLD;
                 acknowledged = length;
             } else if beyond > 0 {
                 acknowledged = beyond as u32;
             }
         }
     }
-    if before != (way.work, way.start) && !T::DRY {
-        tables.flow(index, |flow| (flow.work, flow.start) = (way.work, way.start));
+    if before != (known.work, known.start) && !T::DRY {
+        // Bit by bit: a client's packet may be noting something at the same time.
+        let (gone, come) = (before.0 & !known.work, known.work & !before.0);
+        tables.flow(index, |flow| (flow.work, flow.start) = (flow.work & !gone | come, known.start));
     }
-    let ifindex = packet.ifindex();
-    let done = nat::rewrite(packet, seen, &to)
-        .and_then(|()| renumber(packet, seen, forth, acknowledged.wrapping_neg(), (less, 0)));
-    match done {
-        Some(()) => link::send(packet, seen, &hop, ifindex),
-        None => Step::drop(Reason::Malformed),
-    }
+    let change = if less == 0 { 0 } else { options::edit(packet, seen.l4, less, 0) as u32 };
+    let edits = Edits { sequence: forth, acknowledgement: acknowledged.wrapping_neg(), change };
+    finish(packet, seen, &to, &hop, edits)
 }

@@ -15,8 +15,8 @@
 
 use crate::{
     abi::{Flow, Hop, Reason, Service, ServiceKey, TCP, Why},
-    balance::{Packet, Step, Tables, log, noted},
-    client::{Known, Way, reread},
+    balance::{Packet, Step, Tables, log, noted_in_place},
+    client::Known,
     flows::{self, Ask},
     guard,
     nat::Rewrite,
@@ -37,7 +37,7 @@ const MOST_V4: u16 = 1440;
 const MOST_V6: u16 = 1420;
 /// What the kernel's cookies can tell apart of a client's MSS (`msstab` of its syncookies.c), without the least.
 const TOLD_V4: [u16; 3] = [1460, 1440, 1300];
-const TOLD_V6: [u16; 3] = [1440, 1420, 1280];
+const TOLD_V6: [u16; 3] = [1440, 1420, LEAST_V6];
 /// The window of the answer to a SYN, which cannot be scaled.
 const WINDOW: u16 = u16::MAX;
 /// The client's window for the time until its next segment tells it: what every client has.
@@ -46,12 +46,9 @@ const CAREFUL: u16 = 5840;
 /// Answers a SYN.
 #[inline(always)]
 pub(crate) fn challenge<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Step {
-    let step = tables.scratch(|seen| match reread(packet, seen) {
-        Some(()) => {
-            let step = answer(packet, tables, seen).unwrap_or(Step::drop(Reason::Cookie));
-            noted(tables, seen, step)
-        }
-        None => Step::PASS,
+    let step = tables.scratch(|seen| {
+        let step = answer(packet, tables, seen).unwrap_or(Step::drop(Reason::Cookie));
+        noted_in_place(tables, seen, step)
     });
     step.unwrap_or(Step::PASS)
 }
@@ -76,9 +73,8 @@ fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Opti
     tables.count_service(service.id, packet.length() as u64, false, true);
     tables.trace(|trace| trace.why = Why::Echo as u32);
     let less = if service.client == Service::PROXY { proxy::length(seen.v4) } else { 0 };
-    let to = turned(seen);
     let segment = Segment {
-        to: &to,
+        to: None,
         sequence: cookie as u32,
         acknowledgement: sequence.wrapping_add(1),
         flags: SYN | ACK,
@@ -86,25 +82,10 @@ fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Opti
         mss: most - less,
         tell: Tell::NOTHING,
     };
-    let ends = ends(&to);
+    // Nothing is told to a client.
+    let tuple = &seen.tuple;
+    let ends = Ends { client: &tuple.source, vip: &tuple.destination, client_port: 0, vip_port: 0 };
     Some(if compose(packet, seen, None, &segment, &ends) != 0 { Step::TRANSMIT } else { Step::drop(Reason::NoRoom) })
-}
-
-/// Of a packet to the client.
-#[inline(always)]
-fn ends(to: &Rewrite) -> Ends<'_> {
-    Ends { client: &to.destination, vip: &to.source, client_port: to.destination_port, vip_port: to.source_port }
-}
-
-/// From whom it came to, to whom it came from.
-#[inline(always)]
-fn turned(seen: &Seen) -> Rewrite {
-    Rewrite {
-        source: seen.tuple.destination,
-        destination: seen.tuple.source,
-        source_port: seen.tuple.destination_port,
-        destination_port: seen.tuple.source_port,
-    }
 }
 
 #[inline(always)]
@@ -116,12 +97,9 @@ fn service<T: Tables>(tables: &T, seen: &Seen) -> Option<Service> {
 /// An acknowledgement of no flow that is known.
 #[inline(always)]
 pub(crate) fn accept<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Step {
-    let step = tables.scratch(|seen| match reread(packet, seen) {
-        Some(()) => {
-            let step = admit(packet, tables, seen).unwrap_or(Step::PASS);
-            noted(tables, seen, step)
-        }
-        None => Step::PASS,
+    let step = tables.scratch(|seen| {
+        let step = admit(packet, tables, seen).unwrap_or(Step::PASS);
+        noted_in_place(tables, seen, step)
     });
     step.unwrap_or(Step::PASS)
 }
@@ -183,7 +161,7 @@ pub(crate) fn knock<P: Packet, T: Tables>(
         return Step::drop(Reason::NotReady);
     }
     let segment = Segment {
-        to,
+        to: Some(to),
         sequence: start.wrapping_sub(1),
         acknowledgement: 0,
         flags: SYN,
@@ -220,48 +198,48 @@ fn their_mss<T: Tables>(tables: &T, seen: &Seen, sequence: u32, cookie: u32) -> 
 
 /// The real's answer to our SYN: becomes the handshake's last segment, which it may have missed. The client knows
 /// nothing of all this; `to` leads to it.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn welcome<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     seen: &Seen,
-    index: u32,
-    way: &Way,
+    known: &Known,
     to: &Rewrite,
-) -> Step {
-    let Some(tcp) = packet.at::<Tcp>(seen.l4 as usize) else { return Step::drop(Reason::Malformed) };
+) -> u64 {
+    let Some(tcp) = packet.at::<Tcp>(seen.l4 as usize) else { return Step::drop(Reason::Malformed).0 };
     if tcp.flags & (ACK | RST) != ACK {
-        return Step::drop(Reason::NotReady);
+        return Step::drop(Reason::NotReady).0;
     }
     let initial = u32::from_be(tcp.sequence);
-    let proxy = way.work & (Flow::PROXY | Flow::TOLD) == Flow::PROXY;
+    let proxy = known.work & (Flow::PROXY | Flow::TOLD) == Flow::PROXY;
     let tell = if proxy {
         Tell::PROXY
-    } else if way.work & Flow::TOA != 0 {
+    } else if known.work & Flow::TOA != 0 {
         Tell::TOA
     } else {
         Tell::NOTHING
     };
-    if way.work & Flow::WAITING != 0 && !T::DRY {
+    if known.work & Flow::WAITING != 0 && !T::DRY {
         // The number first: nobody uses it as long as the flow waits.
-        tables.flow(index, |flow| flow.ahead = way.ahead.wrapping_sub(initial));
+        tables.flow(known.index, |flow| flow.ahead = known.ahead.wrapping_sub(initial));
         tables.barrier();
-        tables.flow(index, |flow| {
-            flow.work = way.work & !Flow::WAITING | if proxy { Flow::SENT } else { 0 };
+        tables.flow(known.index, |flow| {
+            flow.work = known.work & !Flow::WAITING | if proxy { Flow::SENT } else { 0 };
         });
     }
-    let turned = turned(seen);
     let segment = Segment {
-        to: &turned,
-        sequence: way.start,
+        to: None,
+        sequence: known.start,
         acknowledgement: initial.wrapping_add(1),
         flags: ACK,
         window: CAREFUL,
         mss: 0,
         tell,
     };
-    match compose(packet, seen, None, &segment, &ends(to)) {
-        0 => Step::drop(Reason::NoRoom),
-        _ => Step::TRANSMIT,
+    let ends =
+        Ends { client: &to.destination, vip: &to.source, client_port: to.destination_port, vip_port: to.source_port };
+    match compose(packet, seen, None, &segment, &ends) {
+        0 => Step::drop(Reason::NoRoom).0,
+        _ => Step::TRANSMIT.0,
     }
 }

@@ -4,7 +4,7 @@
 use crate::{
     abi::{Address, Hop, ICMP, ICMP6, Reason, ServiceKey, Why},
     balance::{Packet, Step, Tables, next_hop},
-    checksum, flows, link,
+    checksum, client, flows, link,
     parse::{self, PLAIN_L3, Seen},
     select,
     wire::{
@@ -72,6 +72,7 @@ pub(crate) fn to_real<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &S
         source_port: real.port,
         destination: local,
         destination_port: index as u16,
+        less: client::ahead(tables, index),
     };
     requote(packet, seen, &to, &hop)
 }
@@ -81,6 +82,10 @@ pub(crate) fn to_real<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &S
 pub(crate) fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index: u32) -> Step {
     let Some(back) = flows::back(tables, seen, index) else { return Step::PASS };
     tables.trace(|trace| (trace.why, trace.flow) = (Why::Error as u32, index));
+    let Some(sequence) = packet.at::<[u32; 1]>(seen.ports as usize + size_of::<Ports>()) else {
+        return Step::drop(Reason::Malformed);
+    };
+    let sequence = u32::from_be(sequence[0]);
     let to = Requoted {
         receiver: back.to.destination,
         // What the real says comes from the VIP; what a router says, from the router.
@@ -89,6 +94,7 @@ pub(crate) fn to_client<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: 
         source_port: back.to.destination_port,
         destination: back.to.source,
         destination_port: back.to.source_port,
+        less: client::shift(tables, seen, index, sequence),
     };
     requote(packet, seen, &to, &back.hop)
 }
@@ -102,6 +108,8 @@ struct Requoted {
     source_port: u16,
     destination: Address,
     destination_port: u16,
+    /// How much lower the receiver's sequence number is. It would not believe the quoted one (RFC 5927, section 4.1).
+    less: u32,
 }
 
 #[inline(always)]
@@ -121,7 +129,8 @@ fn rewrite<P: Packet>(packet: &mut P, seen: &Seen, to: &Requoted) -> Option<()> 
     let mut change = checksum::half(seen.tuple.destination_port.to_be(), to.source_port.to_be())
         + checksum::half(seen.tuple.source_port.to_be(), to.destination_port.to_be());
     let quote = seen.l4 as usize + size_of::<Icmp>();
-    packet.at::<Ports>(seen.ports as usize)?;
+    // At least so much is quoted (RFC 792).
+    packet.at::<[u32; 2]>(seen.ports as usize)?;
     if seen.v4 {
         // The header's own sum takes the addresses' change up, so that the message's sum does not see it.
         let inner = packet.at::<Ipv4>(quote)?;
@@ -155,6 +164,12 @@ fn rewrite<P: Packet>(packet: &mut P, seen: &Seen, to: &Requoted) -> Option<()> 
         ip.source = source.0;
         ip.destination = to.receiver.0;
         change += addresses + checksum::addresses(&from, &source) + checksum::addresses(&at, &to.receiver);
+    }
+    if to.less != 0 {
+        let sequence = packet.at::<[u32; 1]>(seen.ports as usize + size_of::<Ports>())?;
+        let lower = u32::from_be(sequence[0]).wrapping_sub(to.less).to_be();
+        change += checksum::word(sequence[0], lower);
+        sequence[0] = lower;
     }
     let ports = packet.at::<Ports>(seen.ports as usize)?;
     ports.source = to.source_port.to_be();

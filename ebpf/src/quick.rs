@@ -129,9 +129,13 @@ fn back<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, local: u3
     if !flows::answers(tables, seen, index) {
         return Step::UNUSUAL;
     }
+    // Before it is noted: answers are counted, once.
+    if !tables.peek(index, |flow| flow.work == 0 && flow.vlan() == 0).unwrap_or(false) {
+        return Step::UNUSUAL;
+    }
     match flows::back(tables, seen, index) {
-        Some(back) if back.work == 0 && back.hop.vlan == 0 => nat::send(packet, seen, &back.to, &back.hop),
-        _ => Step::UNUSUAL,
+        Some(back) => nat::send(packet, seen, &back.to, &back.hop),
+        None => Step::PASS,
     }
 }
 

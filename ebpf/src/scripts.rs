@@ -211,7 +211,7 @@ fn apply(memory: &Memory, change: &str) {
         "client" => {
             let (key, mut service) = service(memory, &[words[1], "tcp"]);
             service.client = if words[2] == "toa" { Service::TOA } else { Service::PROXY };
-            memory.0.borrow_mut().services.insert(key, service);
+            memory.set_service(key, service);
         }
         // state ADDRESS STATE: of every real with the address.
         "state" => {

@@ -17,7 +17,8 @@ const MSS: u16 = 0x0204;
 
 /// What a segment says; it has no payload but a PROXY header.
 pub(crate) struct Segment<'a> {
-    pub(crate) to: &'a Rewrite,
+    /// `None`: to whom the packet came from, from whom it came to.
+    pub(crate) to: Option<&'a Rewrite>,
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) flags: u8,
@@ -48,7 +49,12 @@ fn any<P: Packet>(
     segment: &Segment<'_>,
     ends: &Ends<'_>,
 ) -> Option<()> {
-    let (to, v4) = (segment.to, seen.v4);
+    let v4 = seen.v4;
+    let tuple = &seen.tuple;
+    let (from, source_port, to, destination_port) = match segment.to {
+        Some(to) => (&to.source, to.source_port, &to.destination, to.destination_port),
+        None => (&tuple.destination, tuple.destination_port, &tuple.source, tuple.source_port),
+    };
     let hop = match hop {
         Some(hop) => *hop,
         None => {
@@ -74,7 +80,7 @@ fn any<P: Packet>(
     }
     link::begin(packet, l3, 0, &hop, if v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 })?;
     if v4 {
-        let (source, destination) = (to.source.0[3], to.destination.0[3]);
+        let (source, destination) = (from.0[3], to.0[3]);
         let total = ((l4 - l3 + length) as u16).to_be();
         let sum = u32::from(u16::from_ne_bytes([0x45, 0]))
             + u32::from(total)
@@ -100,11 +106,11 @@ fn any<P: Packet>(
         ip.length = (length as u16).to_be();
         ip.next = TCP;
         ip.hops = TTL;
-        ip.source = to.source.0;
-        ip.destination = to.destination.0;
+        ip.source = from.0;
+        ip.destination = to.0;
     }
-    let mut sum = checksum::address(&to.source, v4)
-        + checksum::address(&to.destination, v4)
+    let mut sum = checksum::address(from, v4)
+        + checksum::address(to, v4)
         + u32::from((length as u16).to_be())
         + u32::from(u16::from(TCP).to_be());
     let options = l4 + size_of::<Tcp>();
@@ -115,7 +121,7 @@ fn any<P: Packet>(
     }
     sum += stretch::write(packet, options + mss, segment.tell, v4, ends)?;
     let tcp = packet.at::<Tcp>(l4)?;
-    tcp.ports = Ports { source: to.source_port.to_be(), destination: to.destination_port.to_be() };
+    tcp.ports = Ports { source: source_port.to_be(), destination: destination_port.to_be() };
     tcp.sequence = segment.sequence.to_be();
     tcp.acknowledgement = segment.acknowledgement.to_be();
     tcp.offset = (header as u8 / 4) << 4;

@@ -49,9 +49,15 @@ pub(crate) fn elastic<P: Packet>(packet: &mut P, seen: &Seen) -> bool {
     }
 }
 
-/// Puts the option behind the fixed TCP header, or the header before the payload. There is room: see [`elastic`].
+/// Puts the option behind the fixed TCP header, or the header before the payload. There may be such bytes: see
+/// [`elastic`]. 1, or 0 where there is no room.
+#[inline(never)]
+pub(crate) fn tell<P: Packet>(packet: &mut P, seen: &Seen, tell: Tell, ends: &Ends<'_>) -> u32 {
+    u32::from(put(packet, seen, tell, ends).is_some())
+}
+
 #[inline(always)]
-pub(crate) fn tell<P: Packet>(packet: &mut P, seen: &Seen, tell: Tell, ends: &Ends<'_>) -> Option<()> {
+fn put<P: Packet>(packet: &mut P, seen: &Seen, tell: Tell, ends: &Ends<'_>) -> Option<()> {
     let l4 = seen.l4 as usize;
     let fixed = size_of::<Tcp>();
     let offset = packet.at::<Tcp>(l4)?.offset;

@@ -1,5 +1,8 @@
 //! The scripts, and properties of the whole core, on a laptop.
 
+mod client;
+mod wire;
+
 use proptest::prelude::*;
 
 use crate::{
