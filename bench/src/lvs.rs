@@ -76,7 +76,9 @@ const GOAL: f64 = 5.0;
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     let cache = cache()?;
     let kernel = Kernel::fetch(&cache, MEASURED, Some(Budget::read()?.kernel.as_str()))?;
-    let count = if settings.quick { 10_000 } else { 100_000 };
+    // Established flows agree within 1 % whatever the number. With 100,000 new ones the ports of a single local
+    // address run short, and more of them are tried: that would be another question.
+    let count = if settings.quick { 10_000 } else { 30_000 };
     eprintln!("booting Linux {} for {count} packets of each kind ...", kernel.release);
     let work = format!("{}:{count}", guest::PEERS);
     let said = boot::boot(&cache, &kernel, &image::PEERS, &work, Duration::from_secs(1800))?;

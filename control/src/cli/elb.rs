@@ -19,7 +19,7 @@ use super::{
     table::{pairs, table},
 };
 use crate::{
-    api::{ElbList, Readiness},
+    api::{ElbList, Layer4Body, Readiness},
     model::elb::{ElbSpec, Layer4, Layer7, PortPair, Rule, Scope, Target, Transport},
 };
 

@@ -218,3 +218,58 @@ impl Packet {
 pub(super) fn without_a_program() -> anyhow::Result<()> {
     super::network::run("ethtool", &format!("-K {INSIDE} gro on"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(text: &str) -> Vec<u8> {
+        text.parse::<Build>().expect("it is well formed").bytes()
+    }
+
+    /// As the generator computes it.
+    fn checksum(sum: u64) -> u16 {
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        !(sum as u16)
+    }
+
+    #[test]
+    fn an_order_gives_every_client_good_checksums() {
+        let order = order(&frame("udp 10.78.0.1:1024 > 10.77.100.1:80 +22"), Flows::New(7), 3).expect("it can be sent");
+        assert_eq!(order[8..13], [7, 0, 3, 1024, 1]);
+        for (client, host, port) in [("10.78.0.1:1024", 1, 1024), ("10.78.2.9:17000", 0x209, 17_000)] {
+            let packet = frame(&format!("udp {client} > 10.77.100.1:80 +22"));
+            assert_eq!(packet[24..26], checksum(order[13] + host).to_be_bytes());
+            assert_eq!(packet[40..42], checksum(order[14] + host + port).to_be_bytes());
+        }
+    }
+
+    #[test]
+    fn what_the_generator_cannot_send_is_refused() {
+        for text in ["udp 10.78.0.1:1024 > 10.77.100.1:80 +23", "tcp 10.78.0.1:1024 > 10.77.100.1:80 A +10"] {
+            assert!(order(&frame(text), Flows::Fixed(1), 3).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_shape_is_told_from_the_others() {
+        let mut direct = frame("udp 10.78.0.1:1024 > 10.77.100.1:80 +22");
+        direct[..6].copy_from_slice(&REAL_MACS[0]);
+        let mut tunnel = frame("udp 10.77.0.1:1 > 10.77.1.2:2");
+        tunnel.truncate(34);
+        tunnel[23] = 4;
+        tunnel.extend(&direct[14..]);
+        let frames = [
+            (Shape::Nat, frame("udp 10.78.0.1:1024 > 10.77.1.1:8080")),
+            (Shape::Direct, direct),
+            (Shape::Tunnel, tunnel),
+            (Shape::Answer, frame("udp 10.77.100.1:80 > 10.78.0.1:1024")),
+        ];
+        for (i, (shape, _)) in frames.iter().enumerate() {
+            for (j, (_, frame)) in frames.iter().enumerate() {
+                assert_eq!(shape.check(frame).is_ok(), i == j, "{shape:?}: {frame:?}");
+            }
+        }
+    }
+}

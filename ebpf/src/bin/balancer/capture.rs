@@ -130,12 +130,8 @@ fn copy(context: *mut xdp_md, action: u32, detail: u32, bytes: bool) {
         (*captured).cpu = bpf_get_smp_processor_id();
         if bytes {
             (*captured).held = held;
-            let mut size = u64::from(held);
-            // The compiler knows the bounds and would check them elsewhere, in another register than the verifier sees.
-            core::arch::asm!("{0} = {0}", inout(reg) size);
-            if size == 0 || size > CAPTURE_BYTES as u64 {
-                size = 1;
-            }
+            // Kernels before 6.4 lose a bound that is compared in one register and passed in another: it is masked.
+            let size = (u64::from(held).wrapping_sub(1) & (CAPTURE_BYTES as u64 - 1)) + 1;
             bpf_xdp_load_bytes(context.cast(), 0, (&raw mut (*captured).bytes).cast(), size as u32);
         }
     }
