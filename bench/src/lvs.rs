@@ -142,8 +142,8 @@ fn rows(packets: &Packets<'_>) -> Vec<Row> {
 pub(crate) fn budgets(update: bool) -> anyhow::Result<()> {
     let cache = cache()?;
     let budget = Budget::read()?;
-    let patience = Duration::from_secs(180);
-    for series in [OLDEST, MEASURED] {
+    let patience = Duration::from_secs(600);
+    for series in [MEASURED, OLDEST] {
         let wanted = (series == MEASURED).then_some(budget.kernel.as_str());
         let kernel = Kernel::fetch(&cache, series, wanted)?;
         eprintln!("booting Linux {} ...", kernel.release);

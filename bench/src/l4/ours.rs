@@ -82,11 +82,6 @@ impl Ours {
         result.map(|()| writes)
     }
 
-    /// From now on the kernel is asked for the way of each packet.
-    pub(super) fn disbelieve(&mut self) -> anyhow::Result<()> {
-        self.maps.beat(Duration::ZERO).map(drop)
-    }
-
     pub(super) fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         self.maps.program("balance")
     }

@@ -9,10 +9,7 @@ use tidegate_l4::{
 };
 use utoipa::ToSchema;
 
-use crate::{
-    compile::l4::frontends,
-    model::elb::Elb,
-};
+use crate::{compile::l4::frontends, model::elb::Elb};
 
 /// A layer-4 ELB's reals, and its last drains.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
