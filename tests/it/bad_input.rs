@@ -57,8 +57,8 @@ fn an_unknown_key_is_named_with_its_line_and_the_key_that_was_meant() {
     if !appliance::require() {
         return;
     }
-    let said = refused(&[], |config| format!("{config}flwos = 3\n"));
-    assert_says(&said, &["tidegate.toml:", "flwos", "flows"]);
+    let said = refused(&[], |config| format!("{config}pin_dri = 3\n"));
+    assert_says(&said, &["tidegate.toml:", "pin_dri", "pin_dir"]);
 }
 
 #[test]
