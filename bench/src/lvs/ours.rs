@@ -13,7 +13,9 @@ use tidegate_l4::{
     xdp,
 };
 
-use super::guest::network::{INSIDE, INSIDE_MAC, LOCALS, REAL_MACS, REAL_PORT, REALS_V4, REALS_V6, VIP_PORT, VIP_V4, VIP_V6};
+use super::guest::network::{
+    INSIDE, INSIDE_MAC, LOCALS, REAL_MACS, REAL_PORT, REALS_V4, REALS_V6, VIP_PORT, VIP_V4, VIP_V6,
+};
 
 /// Nobody is there who keeps next hops believed: for as long as any guest lives.
 const BELIEVE: Duration = Duration::from_secs(3600);
