@@ -4,6 +4,7 @@ mod client;
 mod elb;
 mod l4;
 mod log;
+mod real;
 mod status;
 mod table;
 
@@ -55,6 +56,9 @@ enum Verb {
     /// What layer 4 leaves in the kernel.
     #[command(subcommand)]
     L4(l4::Verb),
+    /// On a host of instances: makes it answer clients itself (ELBs that forward `direct`, `ipip` or `gue`).
+    #[command(subcommand)]
+    Real(real::Verb),
 }
 
 #[derive(Debug, Args)]
@@ -99,6 +103,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Verb::Status(remote) => client::block_on(status::status(&remote)),
         Verb::Elb(verb) => client::block_on(elb::main(verb)),
         Verb::L4(verb) => client::block_on(l4::main(verb)),
+        Verb::Real(verb) => client::block_on(real::main(verb)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
