@@ -32,6 +32,8 @@ use crate::{
 
 /// The object that `cargo xtask ebpf` built, or nothing.
 static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/real.o"));
+/// No flags: by links a cgroup has as many programs as come.
+const MODE: CgroupAttachMode = CgroupAttachMode::Single;
 const CGROUP: [&str; 3] = [program::LEARN, program::PEER_V4, program::PEER_V6];
 
 pub(super) struct Programs<'a> {
@@ -179,12 +181,12 @@ impl Programs<'_> {
             let link: FdLink = if name == program::LEARN {
                 let program: &mut SockOps = self.program(name)?;
                 program.load().map_err(|error| xdp::explain(error.into()))?;
-                let id = program.attach(&group, CgroupAttachMode::AllowMultiple).with_context(wrong)?;
+                let id = program.attach(&group, MODE).with_context(wrong)?;
                 program.take_link(id)?.try_into().context("this kernel has no links for cgroups (Linux 5.7)")?
             } else {
                 let program: &mut CgroupSockAddr = self.program(name)?;
                 program.load().map_err(|error| xdp::explain(error.into()))?;
-                let id = program.attach(&group, CgroupAttachMode::AllowMultiple).with_context(wrong)?;
+                let id = program.attach(&group, MODE).with_context(wrong)?;
                 program.take_link(id)?.try_into().context("this kernel has no links for cgroups (Linux 5.7)")?
             };
             pin_link(link, folder, name)?;

@@ -44,7 +44,14 @@ pub fn learn(context: SockOpsContext) -> u32 {
 
 #[inline(always)]
 fn peer(context: &SockOpsContext) -> Address {
-    if context.family() == AF_INET { Address::v4(context.remote_ip4()) } else { Address(context.remote_ip6()) }
+    let ops = context.ops;
+    // Both, and then one is chosen: the verifier takes no address of a field that depends on something.
+    // SAFETY: fields of the kernel's context, each read whole.
+    let (v4, v6) = unsafe {
+        let word = |at: usize| ptr::read_volatile(&raw const (*ops).remote_ip6[at]);
+        (ptr::read_volatile(&raw const (*ops).remote_ip4), [word(0), word(1), word(2), word(3)])
+    };
+    if context.family() == AF_INET { Address::v4(v4) } else { Address(v6) }
 }
 
 /// The kernel shows the packet's TCP header and nothing else. (Its own search for options wants to know what follows
