@@ -1,4 +1,4 @@
-//! Embeds the BPF objects, if `cargo xtask ebpf` has built it.
+//! Embeds the BPF objects, if `cargo xtask ebpf` has built them.
 
 use std::{
     env, fs,
@@ -13,7 +13,9 @@ fn main() {
     fs::create_dir_all(&folder).expect("the workspace's target folder can be written to");
     println!("cargo::rerun-if-changed={}", folder.display());
     embed("balancer.o", env::var_os("TIDEGATE_EBPF_OBJECT").map_or_else(|| folder.join("balancer.o"), PathBuf::from));
-    embed("probe.o", folder.join("probe.o"));
+    for name in ["probe.o", "real.o"] {
+        embed(name, folder.join(name));
+    }
 }
 
 fn embed(name: &str, object: PathBuf) {

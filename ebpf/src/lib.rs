@@ -13,6 +13,7 @@
 //!
 //! `no_std`, no panics, and no pointers: the kernel's side of [`Packet`] and [`Tables`] is in `bin/balancer`, the
 //! laptop's in `host`. It knows services, reals and flows by number; it does not know where they come from.
+//! The real server's side ([`real`]) takes tunnels apart and reads who the client is.
 //! Start reading at [`balance`](mod@balance), then [`abi`].
 
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
@@ -39,6 +40,7 @@ pub mod parse;
 pub mod probe;
 pub mod proxy;
 mod quick;
+pub mod real;
 pub mod replay;
 #[cfg(any(test, feature = "host"))]
 pub mod scripts;

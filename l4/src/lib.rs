@@ -7,6 +7,7 @@
 //! ```
 //!
 //! It knows VIPs, reals and rings. It does not know what an ELB, an app or Marathon is.
+//! [`real`] is the other end: what a real that answers clients itself does, on its own machine and by itself.
 //! Start reading at [`input`], then `tables`, then `run`.
 
 pub mod config;
@@ -30,6 +31,7 @@ pub mod hops;
 mod mapped;
 pub mod maps;
 pub mod network;
+pub mod real;
 pub mod see;
 mod stats;
 pub mod xdp;

@@ -35,6 +35,7 @@ pub struct Link {
     pub up: bool,
     pub loopback: bool,
     pub mac: Option<[u8; 6]>,
+    pub mtu: u32,
 }
 
 impl Network {
@@ -53,10 +54,12 @@ impl Network {
                 up: message.header.flags.contains(LinkFlags::Up),
                 loopback: message.header.flags.contains(LinkFlags::Loopback),
                 mac: None,
+                mtu: 0,
             };
             for attribute in message.attributes {
                 match attribute {
                     LinkAttribute::IfName(name) => link.name = name,
+                    LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                     LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
                     _ => {}
                 }

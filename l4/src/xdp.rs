@@ -150,7 +150,7 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (the verifier takes packet pointers' arithmetic only with it).
-fn privileges() -> anyhow::Result<()> {
+pub(crate) fn privileges() -> anyhow::Result<()> {
     const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
     const CAP_SYS_ADMIN: u64 = 1 << 21;
     let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
@@ -168,7 +168,7 @@ fn privileges() -> anyhow::Result<()> {
 }
 
 /// A folder for the pins, on a mounted bpffs.
-fn prepare(folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn prepare(folder: &Path) -> anyhow::Result<()> {
     // Two tests or planes of one process may start at once.
     static MOUNT: OnceLock<Result<(), String>> = OnceLock::new();
     if folder.starts_with(BPF_FS) && !on_bpf_fs(Path::new(BPF_FS)) {
@@ -214,13 +214,13 @@ fn forwarding(interface: &str) -> anyhow::Result<()> {
     set(format!("/proc/sys/net/ipv6/conf/{interface}/forwarding"), "1")
 }
 
-const LINK_PREFIX: &str = "link-";
+pub(crate) const LINK_PREFIX: &str = "link-";
 
 fn pin_path(folder: &Path, link: &Link, mode: &str) -> PathBuf {
     folder.join(format!("{LINK_PREFIX}{}-{}-{mode}", link.name, link.index))
 }
 
-fn attach(program: &mut Xdp, link: &Link, config: &Config) -> anyhow::Result<&'static str> {
+pub(crate) fn attach(program: &mut Xdp, link: &Link, config: &Config) -> anyhow::Result<&'static str> {
     let modes: &[(XdpMode, &'static str)] = match config.mode {
         Mode::Auto => &[(XdpMode::Driver, "native"), (XdpMode::Skb, "generic")],
         Mode::Native => &[(XdpMode::Driver, "native")],
@@ -296,7 +296,7 @@ fn unpin_others(folder: &Path, link: &Link) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn explain(error: anyhow::Error) -> anyhow::Error {
+pub(crate) fn explain(error: anyhow::Error) -> anyhow::Error {
     let code = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
     match code {
         Some(libc::EPERM | libc::EACCES) => error.context(

@@ -21,7 +21,7 @@ const LLVM_FEATURE: &str = "llvm-22";
 const TARGET: &str = "bpfel-unknown-none";
 
 /// The binaries of the room `ebpf`, each of which becomes an object.
-const BINS: &[&str] = &["balancer", "probe", "bench", "generator"];
+const BINS: &[&str] = &["balancer", "probe", "real", "bench", "generator"];
 
 /// Builds `target/ebpf/<bin>.o` when one is older than what they are made from.
 pub(crate) fn build() -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ mod client;
 mod elb;
 mod l4;
 mod log;
+mod real;
 mod status;
 mod table;
 
@@ -55,6 +56,9 @@ enum Verb {
     /// What layer 4 does and leaves in the kernel: explain, capture, flows, log, remove.
     #[command(subcommand)]
     L4(l4::Verb),
+    /// On a host of instances: makes it answer clients itself (ELBs that forward `direct`, `ipip` or `gue`).
+    #[command(subcommand)]
+    Real(real::Verb),
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +106,7 @@ pub fn main(cli: Cli) -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Verb::Real(verb) => client::block_on(real::main(verb)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

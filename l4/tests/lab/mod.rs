@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, dead_code, reason = "each test file uses a part of it")]
 
 pub mod kernel;
+pub mod segments;
 pub mod unwrap;
 
 use std::{
