@@ -138,38 +138,40 @@ fn rows(packets: &Packets<'_>) -> Vec<Row> {
     rows
 }
 
-/// Checks every path's budget; `update` writes the figures of now into it instead.
-pub(crate) fn budgets(update: bool) -> anyhow::Result<()> {
+/// Checks every path's budget; `update` writes the figures of now into it instead. `oldest` asks another kernel, and only
+/// whether it takes the balancer.
+pub(crate) fn budgets(update: bool, oldest: bool) -> anyhow::Result<()> {
     let cache = cache()?;
     let budget = Budget::read()?;
     let patience = Duration::from_secs(600);
-    for series in [OLDEST, MEASURED] {
-        let wanted = (series == MEASURED).then_some(budget.kernel.as_str());
-        let kernel = Kernel::fetch(&cache, series, wanted)?;
-        eprintln!("booting Linux {} ...", kernel.release);
-        // The older kernel's figures are not looked at.
-        let clock = if series == MEASURED { Clock::Instructions } else { Clock::Host };
-        let said = boot::boot(&cache, &kernel, &image::BALANCER, guest::PATHS, clock, patience)?;
-        println!("Linux {}:", kernel.release);
-        tell(&said);
-        let paths = budget::paths(&said);
-        if series != MEASURED {
-            println!("{} paths of the balancer were run\n", paths.len());
-            continue;
-        }
-        println!("{}", budget.table(&paths));
-        if update {
-            budget.renewed(&kernel.release, paths).write()?;
-            println!("the budget is now what was measured");
-            continue;
-        }
-        if kernel.release != budget.kernel {
-            println!("note: the budget is of Linux {}, whose helpers may take a little more or less", budget.kernel);
-        }
-        let complaints = budget.judge(&paths);
-        if !complaints.is_empty() {
-            bail!("the balancer is over its budget:\n  {}", complaints.join("\n  "));
-        }
+    // The older kernel's figures are not looked at.
+    let (series, wanted, clock) = if oldest {
+        (OLDEST, None, Clock::Host)
+    } else {
+        (MEASURED, Some(budget.kernel.as_str()), Clock::Instructions)
+    };
+    let kernel = Kernel::fetch(&cache, series, wanted)?;
+    eprintln!("booting Linux {} ...", kernel.release);
+    let said = boot::boot(&cache, &kernel, &image::BALANCER, guest::PATHS, clock, patience)?;
+    println!("Linux {}:", kernel.release);
+    tell(&said);
+    let paths = budget::paths(&said);
+    if oldest {
+        println!("{} paths of the balancer were run", paths.len());
+        return Ok(());
+    }
+    println!("{}", budget.table(&paths));
+    if update {
+        budget.renewed(&kernel.release, paths).write()?;
+        println!("the budget is now what was measured");
+        return Ok(());
+    }
+    if kernel.release != budget.kernel {
+        println!("note: the budget is of Linux {}, whose helpers may take a little more or less", budget.kernel);
+    }
+    let complaints = budget.judge(&paths);
+    if !complaints.is_empty() {
+        bail!("the balancer is over its budget:\n  {}", complaints.join("\n  "));
     }
     Ok(())
 }

@@ -87,6 +87,9 @@ enum Verb {
         /// Write the figures of now into it.
         #[arg(long)]
         update: bool,
+        /// Only ask whether an older kernel (6.1) takes the balancer.
+        #[arg(long, conflicts_with = "update")]
+        oldest: bool,
     },
 }
 
@@ -98,7 +101,7 @@ fn main() -> anyhow::Result<()> {
     match arguments.verb {
         Some(Verb::ServeDns { address, names }) => return dns::serve(address, names),
         Some(Verb::ServeL7 { address, upstream }) => return l7::serve(address, upstream),
-        Some(Verb::Budgets { update }) => return lvs::budgets(update),
+        Some(Verb::Budgets { update, oldest }) => return lvs::budgets(update, oldest),
         None => {}
     }
     let Some(bench) = BENCHES.iter().find(|bench| bench.name == arguments.what) else {
