@@ -311,7 +311,11 @@ fn an_interface_without_xdp_of_its_own_is_as_good() {
     assert_eq!(host.join(wish.clone()).mode.as_deref(), Some("generic"));
     host.serve_all();
     let _plane = Plane::start(&lab, &VIPS);
-    let all = || VIPS.iter().for_each(|vip| WAYS.iter().for_each(|(port, ..)| drop(echo(&lab.client, vip, *port))));
+    let all = || {
+        for (vip, (port, ..)) in VIPS.into_iter().flat_map(|vip| WAYS.map(|way| (vip, way))) {
+            echo(&lab.client, vip, port);
+        }
+    };
     all();
     // Somebody who thinks that all addresses are his.
     lab.reals[0].ip(&VIPS.map(|vip| format!("addr del {vip} dev lo")).join("\n"));

@@ -67,7 +67,7 @@ mod tests {
         let mut bytes = vec![0; BASE];
         bytes.extend(options);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes[12] = (bytes.len() / 4 << 4) as u8;
+        bytes[12] = ((bytes.len() / 4) << 4) as u8;
         bytes
     }
 

@@ -52,7 +52,7 @@ fn packet(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged: u32, fl
     segment.extend(sequence.to_be_bytes());
     segment.extend(acknowledged.to_be_bytes());
     let padded = options.len().next_multiple_of(4);
-    segment.extend([((20 + padded) / 4 << 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend([(((20 + padded) / 4) << 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
     segment.extend(options);
     segment.resize(20 + padded, 1);
     let (mut header, ends) = match (from.ip(), to.ip()) {
