@@ -23,7 +23,7 @@ use tidegate_ebpf::{
 };
 use tracing::info;
 
-use super::{Join, Tunnel, net, prefix, sysctls};
+use super::{Join, Tunnel, net, prefix};
 use crate::{
     config::{Config, Mode},
     network::Link,
@@ -73,23 +73,6 @@ fn counts_fit(path: &Path) -> bool {
 }
 
 impl Programs<'_> {
-    /// That of an earlier join.
-    pub(super) fn interface(&self) -> anyhow::Result<Option<u32>> {
-        Ok(interface(self.folder))
-    }
-
-    pub(super) fn restore(&mut self, links: &[Link]) -> anyhow::Result<()> {
-        sysctls::put_back(&mut self.before()?, links)
-    }
-
-    pub(super) fn set_sysctls(&mut self, link: &Link, tunnel: bool) -> anyhow::Result<()> {
-        sysctls::set(&mut self.before()?, link, tunnel)
-    }
-
-    fn before(&self) -> anyhow::Result<sysctls::Before> {
-        sysctls::pinned(self.folder).context("the map of what was before is not pinned")
-    }
-
     /// Writes the maps.
     pub(super) fn tell(
         &mut self,
@@ -229,11 +212,6 @@ pub(super) fn leave_interface(links: &[Link], index: u32) {
         // Nothing there is as good.
         let _ = tc::qdisc_detach_program(&link.name, TcAttachType::Egress, program::CLAMP);
     }
-}
-
-/// The interface that was joined at.
-pub(super) fn interface(folder: &Path) -> Option<u32> {
-    sysctls::pinned(folder)?.get(&sysctls::INTERFACE, 0).ok()
 }
 
 /// How the tunnels' program is attached, by its pin.
