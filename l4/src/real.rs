@@ -7,6 +7,7 @@
 //!
 //! All of it is in the kernel, and nothing outlives a restart of the machine: then it is joined again.
 
+mod links;
 mod programs;
 mod sysctls;
 
@@ -177,8 +178,7 @@ pub async fn leave(folder: &Path) -> anyhow::Result<bool> {
         entries => entries.with_context(|| format!("reading {}", folder.display()))?,
     };
     for entry in entries.flatten() {
-        let path = entry.path();
-        fs::remove_file(&path).with_context(|| format!("unpinning {}", path.display()))?;
+        links::unpin(&entry.path())?;
     }
     fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))?;
     Ok(true)
