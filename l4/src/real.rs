@@ -7,6 +7,7 @@
 //!
 //! All of it is in the kernel, and nothing outlives a restart of the machine: then it is joined again.
 
+mod links;
 mod programs;
 mod sysctls;
 
@@ -140,15 +141,15 @@ pub async fn join(join: &Join) -> anyhow::Result<Standing> {
     let settings = settings(join, link);
 
     xdp::prepare(&join.folder)?;
-    let mut programs = programs::load(&join.folder)?;
-    if let Some(before) = programs.interface()?
+    if let Some(before) = sysctls::interface(&join.folder)
         && before != link.index
     {
         programs::leave_interface(&links, before);
-        programs.restore(&links)?;
+        sysctls::restore(&join.folder, &links)?;
     }
+    let mut programs = programs::load(&join.folder)?;
     // First the silence, then the addresses.
-    programs.set_sysctls(link, join.tunnel != Tunnel::None)?;
+    sysctls::set(&join.folder, link, join.tunnel != Tunnel::None)?;
     programs.tell(settings, &join.vips, &hosts, &join.from)?;
     programs.attach(join, link)?;
     let gone: BTreeSet<IpAddr> = network.ours(lo).await?.difference(&join.vips).copied().collect();
@@ -168,7 +169,7 @@ pub async fn leave(folder: &Path) -> anyhow::Result<bool> {
     let lo = loopback(&links)?;
     let ours = network.ours(lo).await?;
     network.remove_addresses(lo, &ours).await?;
-    if let Some(before) = programs::interface(folder) {
+    if let Some(before) = sysctls::interface(folder) {
         programs::leave_interface(&links, before);
     }
     sysctls::restore(folder, &links)?;
@@ -177,8 +178,7 @@ pub async fn leave(folder: &Path) -> anyhow::Result<bool> {
         entries => entries.with_context(|| format!("reading {}", folder.display()))?,
     };
     for entry in entries.flatten() {
-        let path = entry.path();
-        fs::remove_file(&path).with_context(|| format!("unpinning {}", path.display()))?;
+        links::unpin(&entry.path())?;
     }
     fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))?;
     Ok(true)
@@ -196,7 +196,7 @@ pub async fn show(folder: &Path) -> anyhow::Result<Option<Standing>> {
     let name = |index| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
     Ok(Some(Standing {
         vips: told.vips.into_iter().map(|vip| (vip, have.contains(&vip))).collect(),
-        interface: programs::interface(folder).and_then(name),
+        interface: sysctls::interface(folder).and_then(name),
         mode: programs::mode(folder),
         ipip: told.settings.ipip != 0,
         gue: u16::try_from(told.settings.gue_port).ok().filter(|port| *port != 0),
@@ -232,10 +232,10 @@ async fn interface<'a>(network: &Network, links: &'a [Link], name: Option<&str>)
 async fn hosts(network: &Network, links: &[Link], vips: &BTreeSet<IpAddr>) -> anyhow::Result<BTreeSet<IpAddr>> {
     let mut hosts = BTreeSet::new();
     for link in links {
-        let addresses = network.addresses(link.index).await?;
-        hosts.extend(addresses.into_iter().filter(|address| !vips.contains(address) && !address.is_loopback()));
-        let ours = if link.loopback { network.ours(link.index).await? } else { BTreeSet::new() };
-        hosts.retain(|host| !ours.contains(host));
+        // Those that an earlier join added are VIPs too.
+        let ours = network.ours(link.index).await?;
+        let addresses = network.addresses(link.index).await?.into_iter();
+        hosts.extend(addresses.filter(|address| !vips.contains(address) && !ours.contains(address)));
     }
     Ok(hosts)
 }

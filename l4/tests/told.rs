@@ -96,6 +96,15 @@ impl Drop for Server {
     }
 }
 
+/// Gone when the test fails, too.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 fn mac(namespace: &Namespace) -> String {
     namespace.run(|| {
         let output = Command::new("ip").args(["-br", "link", "show", "dev", "eth0"]).output().unwrap();
@@ -129,6 +138,7 @@ fn an_application_takes_the_told_client_for_its_own() {
         ..Join::default()
     };
     let folder = wish.folder.clone();
+    let _pins = Pins(folder.clone());
     real.run(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // Twice: the new programs know what the old ones were told.

@@ -13,15 +13,20 @@ use super::table::pairs;
 pub(super) enum Verb {
     /// Makes this host a real of VIPs: it owns them silently, takes tunnels apart and answers clients itself.
     #[command(after_help = "Examples:
-  tidegate real join --vip 10.77.100.1                                      whatever way the ELB forwards
-  tidegate real join --vip 10.77.100.1 --vip fd77:0:100::1 --from 10.77.0.1 tunnels from that balancer alone
-  tidegate real join --vip 10.77.100.1 --tunnel none                        for ELBs that forward `direct`
-  tidegate real join --vip 10.77.100.1 --toa --from 10.77.101.0/24          also: who the client is, under `fullnat`
+  tidegate real join --vip 10.77.100.1                     whatever way the ELB forwards
+  tidegate real join --vip 10.77.100.1 --vip fd77:0:100::1 --from 10.77.101.1 --from fd77:0:101::1
+                                                           tunnels from that appliance alone
+  tidegate real join --vip 10.77.100.1 --tunnel none       for ELBs that forward `direct`
+  tidegate real join --vip 10.77.100.1 --toa --from 10.77.101.0/24
+                                                           under `fullnat`: also who the client is
 
-The application must listen on the port that clients connect to, at the VIP or at all addresses (0.0.0.0, ::).
-Nothing goes on running: the kernel has it until `tidegate real leave` or a restart of the machine, so let the service
-manager join at start (a unit with Type=oneshot). Join again, with all VIPs, to change something, after the addresses of
-this host have changed, or when in doubt: it is the same then, and no packet is lost.")]
+The application must listen on the port that clients connect to, at the VIP or at all addresses.
+--from names the appliance's l4.local_addresses: tunnels come from the first of them.
+
+Nothing goes on running: the kernel has it until `tidegate real leave` or a restart of the
+machine, so let the service manager join at start (a unit with Type=oneshot). Join again, with all
+VIPs, to change something, after this host's addresses have changed, or when in doubt: it is the
+same then, and connections go on.")]
     Join(JoinArgs),
     /// Takes away what `join` did, and nothing else.
     Leave,

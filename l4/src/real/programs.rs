@@ -12,7 +12,9 @@ use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SockOps, TcAttachType, Xdp, links::FdLink, tc,
+        CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SockOps, TcAttachType, Xdp,
+        links::{FdLink, PinnedLink},
+        tc::{self, SchedClassifierLink},
     },
     util::KernelVersion,
 };
@@ -23,7 +25,7 @@ use tidegate_ebpf::{
 };
 use tracing::info;
 
-use super::{Join, Tunnel, net, prefix, sysctls};
+use super::{Join, Tunnel, links, net, prefix};
 use crate::{
     config::{Config, Mode},
     network::Link,
@@ -73,23 +75,6 @@ fn counts_fit(path: &Path) -> bool {
 }
 
 impl Programs<'_> {
-    /// That of an earlier join.
-    pub(super) fn interface(&self) -> anyhow::Result<Option<u32>> {
-        Ok(interface(self.folder))
-    }
-
-    pub(super) fn restore(&mut self, links: &[Link]) -> anyhow::Result<()> {
-        sysctls::put_back(&mut self.before()?, links)
-    }
-
-    pub(super) fn set_sysctls(&mut self, link: &Link, tunnel: bool) -> anyhow::Result<()> {
-        sysctls::set(&mut self.before()?, link, tunnel)
-    }
-
-    fn before(&self) -> anyhow::Result<sysctls::Before> {
-        sysctls::pinned(self.folder).context("the map of what was before is not pinned")
-    }
-
     /// Writes the maps.
     pub(super) fn tell(
         &mut self,
@@ -134,7 +119,7 @@ impl Programs<'_> {
         for entry in fs::read_dir(self.folder).context("listing what is pinned")?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !wanted.contains(&name) && !map::ALL.contains(&name.as_str()) {
-                fs::remove_file(entry.path()).with_context(|| format!("unpinning {name}"))?;
+                links::unpin(&entry.path())?;
             }
         }
         Ok(())
@@ -160,6 +145,14 @@ impl Programs<'_> {
             let _ = tc::qdisc_add_clsact(&link.name);
             let _ = tc::qdisc_detach_program(&link.name, TcAttachType::Egress, program::CLAMP);
         }
+        // The program in the link of an earlier join: no packet sees both.
+        if let Ok(pinned) = PinnedLink::from_pin(folder.join(&pin))
+            && let Ok(earlier) = SchedClassifierLink::try_from(FdLink::from(pinned))
+            && let Ok(id) = program.attach_to_link(earlier)
+        {
+            // The handle may go: the pin holds the link.
+            return program.take_link(id).map(drop).context("taking the link");
+        }
         let id = program
             .attach(&link.name, TcAttachType::Egress)
             .with_context(|| format!("attaching to {} (is sch_ingress or tcx in this kernel?)", link.name))?;
@@ -169,7 +162,7 @@ impl Programs<'_> {
             std::mem::forget(taken);
             return Ok(());
         }
-        pin_link(taken.try_into().context("a link of tcx")?, folder, &pin)
+        links::pin(taken.try_into().context("a link of tcx")?, folder, &pin)
     }
 
     fn toa(&mut self, cgroup: &Path) -> anyhow::Result<()> {
@@ -189,7 +182,7 @@ impl Programs<'_> {
                 let id = program.attach(&group, MODE).with_context(wrong)?;
                 program.take_link(id)?.try_into().context("this kernel has no links for cgroups (Linux 5.7)")?
             };
-            pin_link(link, folder, name)?;
+            links::pin(link, folder, name)?;
         }
         Ok(())
     }
@@ -201,15 +194,6 @@ impl Programs<'_> {
         let program = self.ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
         program.try_into().with_context(|| format!("`{name}` is a program of another kind"))
     }
-}
-
-/// The new link is there before the old one goes.
-fn pin_link(link: FdLink, folder: &Path, name: &str) -> anyhow::Result<()> {
-    // No dots: a BPF file system wants none.
-    let next = folder.join(format!("{name}-next"));
-    let _ = fs::remove_file(&next);
-    link.pin(&next).with_context(|| format!("pinning {}", next.display()))?;
-    fs::rename(&next, folder.join(name)).with_context(|| format!("putting {name} in place"))
 }
 
 fn clamp_pin(link: &Link) -> String {
@@ -229,11 +213,6 @@ pub(super) fn leave_interface(links: &[Link], index: u32) {
         // Nothing there is as good.
         let _ = tc::qdisc_detach_program(&link.name, TcAttachType::Egress, program::CLAMP);
     }
-}
-
-/// The interface that was joined at.
-pub(super) fn interface(folder: &Path) -> Option<u32> {
-    sysctls::pinned(folder)?.get(&sysctls::INTERFACE, 0).ok()
 }
 
 /// How the tunnels' program is attached, by its pin.

@@ -9,10 +9,8 @@ use tracing::info;
 
 use crate::network::Link;
 
-pub(super) type Before = HashMap<MapData, u32, u32>;
-
 /// The interface's index, in the map of what was before.
-pub(super) const INTERFACE: u32 = 1000;
+const INTERFACE: u32 = 1000;
 
 const CONF: &str = "/proc/sys/net/ipv4/conf";
 
@@ -47,7 +45,8 @@ impl Sysctl {
 }
 
 /// Sets what is needed and remembers what was there, once.
-pub(super) fn set(before: &mut Before, link: &Link, tunnel: bool) -> anyhow::Result<()> {
+pub(super) fn set(folder: &Path, link: &Link, tunnel: bool) -> anyhow::Result<()> {
+    let mut before = pinned(folder).context("the map of what was before is not pinned")?;
     before.insert(INTERFACE, link.index, 0).context("remembering the interface")?;
     for (key, sysctl) in (0_u32..).zip(&ALL) {
         let path = sysctl.path(&link.name);
@@ -70,7 +69,9 @@ pub(super) fn set(before: &mut Before, link: &Link, tunnel: bool) -> anyhow::Res
 }
 
 /// Puts back what was there, where it is still what was set.
-pub(super) fn put_back(before: &mut Before, links: &[Link]) -> anyhow::Result<()> {
+pub(super) fn restore(folder: &Path, links: &[Link]) -> anyhow::Result<()> {
+    // Without the map nothing was changed.
+    let Some(mut before) = pinned(folder) else { return Ok(()) };
     let index = before.get(&INTERFACE, 0).unwrap_or_default();
     // An interface that is gone took its settings along; those of all are under no interface's name.
     let name = links.iter().find(|link| link.index == index).map(|link| link.name.as_str());
@@ -88,15 +89,12 @@ pub(super) fn put_back(before: &mut Before, links: &[Link]) -> anyhow::Result<()
     Ok(())
 }
 
-/// The same, with the pinned map; without one nothing was changed.
-pub(super) fn restore(folder: &Path, links: &[Link]) -> anyhow::Result<()> {
-    match pinned(folder) {
-        Some(mut before) => put_back(&mut before, links),
-        None => Ok(()),
-    }
+/// The interface that was joined at.
+pub(super) fn interface(folder: &Path) -> Option<u32> {
+    pinned(folder)?.get(&INTERFACE, 0).ok()
 }
 
-pub(super) fn pinned(folder: &Path) -> Option<Before> {
+fn pinned(folder: &Path) -> Option<HashMap<MapData, u32, u32>> {
     let data = MapData::from_pin(folder.join(map::BEFORE)).ok()?;
     Map::HashMap(data).try_into().ok()
 }
