@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn an_interface_is_gone_until_one_of_its_name_is_there() {
-        let link = |name: &str, index| Link { name: name.to_owned(), index, up: true, loopback: false, mac: None };
+        let link =
+            |name: &str, index| Link { name: name.to_owned(), index, up: true, loopback: false, mac: None, mtu: 1500 };
         let at = |interface: &str| Attached { interface: interface.to_owned(), mode: "native" };
         let mut links = Links::new(&Config::default(), vec![link("a", 2), link("b", 3)], vec![at("a"), at("b")]);
         assert_eq!((links.returned(|name| Some(if name == "a" { 2 } else { 3 })), links.problems()), (vec![], vec![]));
