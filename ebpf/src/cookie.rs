@@ -224,6 +224,8 @@ pub(crate) fn welcome<P: Packet, T: Tables>(
         tables.flow(known.index, |flow| flow.ahead = known.ahead.wrapping_sub(initial));
         tables.barrier();
         tables.flow(known.index, |flow| {
+            // The client was there before the real.
+            flow.answered = Flow::HEARD;
             flow.work = known.work & !Flow::WAITING | if proxy { Flow::SENT } else { 0 };
         });
     }

@@ -281,7 +281,7 @@ fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
     if flow.over(now) {
         // A real that the same local port was closed with may hold it in TIME_WAIT.
         if flow.protocol == 0 || flow.real() != real || idle > Flow::TIME_WAIT { 4 } else { 3 }
-    } else if flow.answered == 0 && flow.protocol == TCP && idle > Flow::TCP_OPENING_PRESSED {
+    } else if flow.answered < Flow::HEARD && flow.protocol == TCP && idle > Flow::TCP_OPENING_PRESSED {
         2
     } else {
         0
@@ -407,6 +407,8 @@ pub(crate) fn back<T: Tables>(tables: &T, seen: &Seen, index: u32) -> Option<Bac
                 flow.answered = u8::from(answer);
             } else if seen.flags & SYN != 0 {
                 answer = true;
+            } else if flow.answered == 1 {
+                flow.answered = Flow::HEARD;
             }
             if end > flow.real_end {
                 flow.real_end = end;

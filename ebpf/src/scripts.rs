@@ -257,7 +257,7 @@ fn apply(memory: &Memory, change: &str) {
             let busy = Flow {
                 client_port: 9,
                 protocol: TCP,
-                answered: 1,
+                answered: Flow::HEARD,
                 seen: Flow::tick(state.now),
                 service: 999,
                 ..Flow::default()
@@ -268,12 +268,12 @@ fn apply(memory: &Memory, change: &str) {
             }
         }
         "forget" => memory.0.borrow_mut().flows.clear(),
-        // Another flow's handshakes fill the table: answered or not, and how old.
+        // handshakes SECONDS ANSWERED: what fills the table are handshakes so old, which the real answered (1) or not.
         "handshakes" => {
             let state = &mut *memory.0.borrow_mut();
             let ticks = (number(1) * crate::abi::SECOND / Flow::TICK) as u32;
             for flow in state.flows.values_mut().filter(|flow| flow.service == 999) {
-                (flow.answered, flow.seen) = (0, flow.seen.wrapping_sub(ticks));
+                (flow.answered, flow.seen) = (number(2) as u8, flow.seen.wrapping_sub(ticks));
             }
         }
         // allow|deny VIP PROTOCOL PREFIX/LENGTH

@@ -36,6 +36,17 @@ impl Announcer {
         Ok(announcer)
     }
 
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// From now on at another link, which has none of our addresses but the local ones.
+    pub(crate) async fn move_to(&mut self, link: Link) -> anyhow::Result<()> {
+        self.ours = self.network.ours(link.index).await?;
+        self.link = link;
+        self.announce(self.locals.iter().copied().collect()).await
+    }
+
     /// What is missing, and what is ours and not wanted any more.
     pub(crate) fn difference(&self, wanted: &OrdSet<IpAddr>) -> (Vec<IpAddr>, BTreeSet<IpAddr>) {
         let new = wanted.iter().filter(|address| !self.ours.contains(address)).copied().collect();

@@ -16,6 +16,9 @@ pub struct Census {
 struct OfReal {
     flows: u32,
     records: u32,
+    /// Of the records: those whose client has ended its side. Answers pass elsewhere, so the other side's end is not
+    /// seen, and they are kept for a while.
+    closing: u32,
     named: bool,
 }
 
@@ -44,15 +47,17 @@ impl Census {
             let real = entry(&mut census.reals, record.real);
             real.named = true;
             real.records += 1;
+            real.closing += u32::from(record.state == Record::CLOSING);
         }
         census
     }
 
-    /// The flows of a real that live, and that are known: of the direct and tunnelling modes those on moving slots.
+    /// The flows of a real that live, and that are known: of the direct and tunnelling modes those on moving slots whose
+    /// client has not ended them.
     #[must_use]
     pub fn live(&self, real: u32) -> u64 {
-        let OfReal { flows, records, .. } = self.of(real);
-        u64::from(flows) + u64::from(records)
+        let OfReal { flows, records, closing, .. } = self.of(real);
+        u64::from(flows) + u64::from(records - closing)
     }
 
     /// The flows that would lose their real with their slots' moves.
@@ -99,7 +104,7 @@ mod tests {
             let mut flow = Flow {
                 protocol: TCP,
                 service: 3,
-                answered: 1,
+                answered: Flow::HEARD,
                 seen: Flow::tick(seen),
                 client_end: end,
                 real_end: end,
@@ -117,11 +122,12 @@ mod tests {
         ];
         let record = Record { mark: 1, real: 5, state: Record::OPEN, age: Record::now(now) };
         let old = Record { real: 6, state: Record::CLOSING, age: Record::now(now).wrapping_sub(9), ..record };
-        let census = Census::take(now, flows.into_iter(), [Record::default(), record, old].into_iter());
+        let ended = Record { real: 7, state: Record::CLOSING, ..record };
+        let census = Census::take(now, flows.into_iter(), [Record::default(), record, old, ended].into_iter());
         let of = |real| (census.live(real), census.recorded(real), census.names_real(real));
         assert_eq!(
-            [0, 1, 2, 4, 5, 6].map(of),
-            [(0, 0, false), (2, 0, true), (0, 0, true), (0, 0, false), (1, 1, true), (0, 0, false)]
+            [0, 1, 2, 4, 5, 6, 7].map(of),
+            [(0, 0, false), (2, 0, true), (0, 0, true), (0, 0, false), (1, 1, true), (0, 0, false), (0, 1, true)]
         );
         assert!(census.names_service(3) && !census.names_service(0));
     }

@@ -71,8 +71,9 @@ pub struct RealCounters {
     pub answers: u64,
     pub resets: u64,
     /// Flows alive when they were counted last: every 2 s while something drains or moves, every 10 s otherwise. In the
-    /// direct and tunnelling modes those on moving slots are known, which are all of a real that drains. 0 is the proof
-    /// that a drain is over. `None`: not counted yet.
+    /// direct and tunnelling modes those on moving slots are known, which are all of a real that drains, and they are
+    /// over when their client has ended them, whose answers are not seen. 0 is the proof that a drain is over. `None`:
+    /// not counted yet.
     pub live: Option<u64>,
     pub health: Health,
 }

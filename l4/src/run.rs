@@ -26,9 +26,10 @@ use crate::{
     health::{self, Health, Passive},
     hops::{Changes, Hop, Hops},
     input::{Frontend, Input, Refused, Service},
+    links::Links,
     maps::Maps,
     network::{Link, Network},
-    report::{Attached, Drained, Report, ServiceCounters},
+    report::{Drained, Report, ServiceCounters},
     stats::{Counted, Stats, monotonic},
     tables::{Moved, Tables, Write},
     xdp,
@@ -200,7 +201,7 @@ struct Plane {
     /// What the announcer was told last; `None`: it is not known how far it came.
     announced: Option<OrdSet<IpAddr>>,
     hops: Hops,
-    attached: Vec<Attached>,
+    links: Links,
     health: Arc<Health>,
     /// The Input that is applied, as it came.
     input: Arc<Input>,
@@ -260,7 +261,7 @@ impl Plane {
             announcer,
             announced: None,
             hops,
-            attached,
+            links: Links::new(config, links, attached),
             health: Arc::new(health),
             input: Arc::default(),
             generation: 0,
@@ -385,7 +386,32 @@ impl Plane {
         }
     }
 
+    /// What came back gets the program again, and the first interface its addresses.
+    async fn reattach(&mut self) {
+        for (place, name) in self.links.returned(|name| nix::net::if_::if_nametoindex(name).ok()) {
+            if let Err(error) = self.attach(place, &name).await {
+                warn!(interface = name, "the interface is back, but not of use yet: {error:#}");
+            }
+        }
+    }
+
+    async fn attach(&mut self, place: usize, name: &str) -> anyhow::Result<()> {
+        let link = self.announcer.network().links().await?.into_iter().find(|link| link.name == name);
+        let link = link.context("it went again")?;
+        let (config, to) = (self.links.config.clone(), link.clone());
+        let mode = self.with_core(move |core| xdp::attach_to(core.maps.program("balance")?, &to, &config)).await?;
+        if place == 0 {
+            self.announced = None;
+            self.announcer.move_to(link.clone()).await?;
+            self.announcer.announce(self.input.announce.iter().copied().collect()).await?;
+            self.announced = Some(self.input.announce.clone());
+        }
+        self.links.set(place, link, mode);
+        Ok(())
+    }
+
     async fn tick(&mut self) {
+        self.reattach().await;
         if let Some(pending) = self.pending.take() {
             self.take(pending).await;
         }
@@ -428,14 +454,21 @@ impl Plane {
         Report {
             generation: self.generation,
             refused: self.refused.clone(),
-            attached: self.attached.clone(),
+            attached: self.links.attached(),
             services: self.seen.counters.clone(),
             drops: self.seen.drops.clone(),
             moves: self.seen.moves,
             drains: self.seen.drains.clone(),
             fail_open: health.fail_open,
             probes: health.probes,
-            problems: self.standing.iter().chain(&self.passing).chain(&health.problems).cloned().collect(),
+            problems: self
+                .standing
+                .iter()
+                .chain(&self.passing)
+                .chain(&health.problems)
+                .cloned()
+                .chain(self.links.problems())
+                .collect(),
         }
     }
 }

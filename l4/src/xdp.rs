@@ -71,13 +71,18 @@ pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attac
     let program: &mut Xdp = program.try_into().context("`balance` is not an XDP program")?;
     let mut attached = Vec::new();
     for link in links {
-        forwarding(&link.name)?;
-        let mode = attach(program, link, config)?;
+        let mode = attach_to(program, link, config)?;
         info!(interface = link.name, mode, adopted, "the balancer is attached");
         attached.push(Attached { interface: link.name.clone(), mode });
     }
     fs::rename(&next, &programs).with_context(|| format!("putting {} in place", programs.display()))?;
     Ok((Maps::take(ebpf)?, attached))
+}
+
+/// Attaches the program to one link, native or generic as the configuration and the driver allow.
+pub(crate) fn attach_to(program: &mut Xdp, link: &Link, config: &Config) -> anyhow::Result<&'static str> {
+    forwarding(&link.name)?;
+    attach(program, link, config)
 }
 
 /// Loads the programs, and tells `balance` where it goes on.

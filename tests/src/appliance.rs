@@ -43,6 +43,8 @@ pub struct Settings {
     pub roles: Vec<&'static str>,
     /// The networks that ELBs are given addresses of.
     pub vips: Vec<String>,
+    /// Layer 4's local addresses.
+    pub locals: Vec<String>,
 }
 
 impl Default for Settings {
@@ -53,6 +55,7 @@ impl Default for Settings {
             distrust_s: 300,
             roles: vec!["l4", "l7", "dns", "control"],
             vips: vec![lab::addresses::VIPS.0.to_owned(), lab::addresses::VIPS.1.to_owned()],
+            locals: vec![lab::addresses::LOCAL.0.to_string(), lab::addresses::LOCAL.1.to_string()],
         }
     }
 }
@@ -62,8 +65,7 @@ impl Settings {
     pub fn toml(&self, dir: &Path) -> String {
         let mut text = String::new();
         let store = dir.join("tidegate.redb");
-        let (local4, local6) = lab::addresses::LOCAL;
-        let Self { marathons, resync_s, distrust_s, roles, vips } = self;
+        let Self { marathons, resync_s, distrust_s, roles, vips, locals } = self;
         write!(
             text,
             "roles = {roles:?}\ndistrust_s = {distrust_s}\n\
@@ -71,7 +73,7 @@ impl Settings {
              [api]\nlisten = [\"{API}\"]\n\
              [store]\npath = {store:?}\n\
              [vips]\ninternal = {vips:?}\n\
-             [l4]\ninterfaces = [\"eth0\"]\nlocal_addresses = [\"{local4}\", \"{local6}\"]\n"
+             [l4]\ninterfaces = [\"eth0\"]\nlocal_addresses = {locals:?}\n"
         )
         .expect("a String takes everything");
         text

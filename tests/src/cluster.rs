@@ -125,3 +125,17 @@ pub fn demo_app(id: &str, instances: u32) -> Value {
         "labels": {"owner": "demo"}
     })
 }
+
+/// An app whose every instance owns these VIPs itself and takes tunnels apart (`tidegate real join`), so that every way
+/// to forward leads to it. Its pins are in a file system of its own, which ends with it.
+#[must_use]
+pub fn joined(mut app: Value, vips: &[&str]) -> Value {
+    let join: String = vips.iter().map(|vip| format!(" --vip {vip}")).collect();
+    let tidegate = binary("tidegate");
+    let before = app["cmd"].as_str().expect("an app of the stories has a command").trim_start_matches("exec ");
+    app["cmd"] = json!(format!(
+        "exec unshare --mount /bin/sh -c 'mount -t bpf bpf /sys/fs/bpf && {} real join{join} >&2 && exec \"$@\"' joined {before}",
+        tidegate.display()
+    ));
+    app
+}

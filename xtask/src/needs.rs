@@ -94,6 +94,12 @@ const NEEDS: &[Need] = &[
         purpose: Purpose::Test,
     },
     Need {
+        package: "nginx",
+        proof: Proof::Program("nginx"),
+        why: "is a server that others wrote, behind layer 4 in every mode",
+        purpose: Purpose::Test,
+    },
+    Need {
         package: "qemu-system-x86",
         proof: Proof::Program("qemu-system-x86_64"),
         why: "boots Debian's kernels and counts what they run",

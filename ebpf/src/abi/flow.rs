@@ -26,7 +26,7 @@ pub struct Flow {
     /// How each side ended, in a byte of its own, since two CPUs may write them at once.
     pub client_end: u8,
     pub real_end: u8,
-    /// 1 once the real has answered.
+    /// 1 once the real has answered, [`Flow::HEARD`] once it has heard the client.
     pub answered: u8,
     /// 1 once a flow whose first choice this place was had to go elsewhere.
     pub spilled: u8,
@@ -59,6 +59,9 @@ impl Flow {
     pub const SPLICED: u8 = 16;
     /// The PROXY header was sent at least once.
     pub const SENT: u8 = 32;
+
+    /// The real has said more than that it takes the connection, which it says to addresses that somebody made up, too.
+    pub const HEARD: u8 = 2;
 
     /// A UDP flow that was silent for so long is over.
     pub const UDP_IDLE: u64 = 30 * SECOND;
@@ -126,7 +129,7 @@ impl Flow {
             0 => true,
             UDP => self.idle(now) > Self::UDP_IDLE,
             _ if self.closed() => true,
-            _ => self.idle(now) > if self.answered == 0 { Self::TCP_OPENING } else { Self::TCP_IDLE },
+            _ => self.idle(now) > if self.answered < Self::HEARD { Self::TCP_OPENING } else { Self::TCP_IDLE },
         }
     }
 
@@ -271,7 +274,7 @@ mod tests {
     #[test]
     fn a_flow_is_over_when_both_sides_ended_or_one_reset_or_silence_was_long() {
         let began = 1000 * SECOND;
-        let flow = Flow { seen: Flow::tick(began), answered: 1, protocol: TCP, ..Flow::default() };
+        let flow = Flow { seen: Flow::tick(began), answered: Flow::HEARD, protocol: TCP, ..Flow::default() };
         let check = |client_end, real_end, protocol, now, over| {
             let flow = Flow { client_end, real_end, protocol, ..flow };
             assert_eq!(flow.over(now), over, "{client_end} {real_end} {protocol}");
@@ -285,7 +288,10 @@ mod tests {
         check(0, 0, UDP, now, true);
         check(0, 0, UDP, began + 28 * SECOND, false);
         check(0, 0, 0, began, true);
-        assert!(Flow { answered: 0, ..flow }.over(began + 133 * SECOND));
+        for answered in [0, 1] {
+            assert!(!Flow { answered, ..flow }.over(began + 100 * SECOND));
+            assert!(Flow { answered, ..flow }.over(began + 133 * SECOND));
+        }
     }
 
     #[test]

@@ -49,6 +49,8 @@ enum State {
 
 #[derive(Debug)]
 struct Loaded {
+    /// The interfaces' indexes: one that went and came back has another.
+    at: Vec<u32>,
     ways: Mutex<HashMap<MapData, WayKey, Way>>,
     /// Has the programs and their links.
     _ebpf: Ebpf,
@@ -113,9 +115,9 @@ impl Path {
     fn loaded(&self) -> anyhow::Result<Arc<Loaded>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match &*state {
-            State::Loaded(loaded) => return Ok(Arc::clone(loaded)),
+            State::Loaded(loaded) if loaded.at == indexes(&self.interfaces) => return Ok(Arc::clone(loaded)),
             State::Failed { at, why } if at.elapsed() < AGAIN => return Err(anyhow!(why.clone())),
-            State::Failed { .. } | State::Unused => {}
+            State::Loaded(_) | State::Failed { .. } | State::Unused => {}
         }
         match load(&self.interfaces) {
             Ok(loaded) => {
@@ -129,6 +131,10 @@ impl Path {
             }
         }
     }
+}
+
+fn indexes(interfaces: &[String]) -> Vec<u32> {
+    interfaces.iter().map(|name| nix::net::if_::if_nametoindex(name.as_str()).unwrap_or_default()).collect()
 }
 
 fn load(interfaces: &[String]) -> anyhow::Result<Loaded> {
@@ -155,5 +161,5 @@ fn load(interfaces: &[String]) -> anyhow::Result<Loaded> {
     info!(interfaces = interfaces.join(", "), "the probe programs are attached");
     let ways = ebpf.take_map(WAYS).with_context(|| format!("the probe object has no map {WAYS}"))?;
     let ways = HashMap::try_from(ways).context("the map of ways is of another type")?;
-    Ok(Loaded { ways: Mutex::new(ways), _ebpf: ebpf })
+    Ok(Loaded { at: indexes(interfaces), ways: Mutex::new(ways), _ebpf: ebpf })
 }

@@ -120,7 +120,7 @@ pub fn state(flow: &Flow) -> &'static str {
         "closed"
     } else if flow.closing() {
         "closing"
-    } else if flow.answered == 0 {
+    } else if flow.protocol == abi::TCP && flow.answered < Flow::HEARD || flow.answered == 0 {
         "opening"
     } else {
         "open"

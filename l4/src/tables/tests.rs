@@ -312,7 +312,7 @@ fn an_id_is_given_to_another_real_only_when_nothing_names_it() {
     let refused = |world: &mut World| world.tables.plan(&other, world.now, &hop, |write| panic!("wrote {write:?}"));
     assert_eq!(refused(&mut world), Err(Refused::Full { what: "reals", capacity: 40 }));
 
-    let mut flow = abi::Flow { protocol: abi::TCP, answered: 1, ..abi::Flow::default() };
+    let mut flow = abi::Flow { protocol: abi::TCP, answered: abi::Flow::HEARD, ..abi::Flow::default() };
     flow.set_real(gone, 0);
     for _ in 0..5 {
         world.now += 10 * SECOND;

@@ -5,7 +5,10 @@
 
 #![allow(unreachable_pub, dead_code, reason = "each test file uses a part of it")]
 
+pub mod echo;
+pub mod flood;
 pub mod kernel;
+pub mod plane;
 pub mod segments;
 pub mod unwrap;
 
@@ -15,6 +18,7 @@ use std::{
     path::PathBuf,
     process::Command,
     sync::{
+        Mutex,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -92,7 +96,7 @@ pub struct Lab {
     pub reals: [Namespace; 2],
     pub switch: Namespace,
     pub pin_dir: PathBuf,
-    _pass: aya::Ebpf,
+    pass: Mutex<aya::Ebpf>,
 }
 
 impl Lab {
@@ -101,40 +105,58 @@ impl Lab {
         switch.ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up");
         let machine = |name: &str, v4: &str, v6: &str| {
             let namespace = Namespace::new();
-            switch.ip(&format!(
-                "link add p-{name} type veth peer name eth0 netns {}
-                 link set p-{name} master br0 up",
-                namespace.path()
-            ));
-            namespace.ip(&format!(
-                "link set eth0 up
-                 addr add {v4}/16 dev eth0
-                 addr add {v6}/32 dev eth0 nodad"
-            ));
+            wire(&switch, &namespace, name, v4, v6);
             namespace
         };
         let client = machine("client", "10.77.0.10", "fd77::10");
-        let appliance = machine("appl", "10.77.0.1", "fd77::1");
+        let appliance = machine("appl", APPLIANCE.0, APPLIANCE.1);
         let reals = [machine("a", "10.77.1.1", "fd77:0:1::1"), machine("b", "10.77.1.2", "fd77:0:1::2")];
-        // Frames that leave the XDP device must be whole: its driver drops the kernel's promise of a later checksum.
-        switch.command("ethtool", "-K p-appl tx off");
-        // And its peer needs a program to be able to take what XDP transmits.
-        let pass = switch.run(|| {
-            let mut ebpf = EbpfLoader::new()
-                .map_max_entries("flows", 16)
-                .map_max_entries("records", 16)
-                .map_max_entries("rings", 16)
-                .map_max_entries("reals", 16)
-                .map_max_entries("real_counts", 16)
-                .load(xdp::object().unwrap())
-                .unwrap();
-            let pass: &mut Xdp = ebpf.program_mut("pass").unwrap().try_into().unwrap();
-            pass.load().unwrap();
-            pass.attach("p-appl", XdpMode::Driver).unwrap();
-            ebpf
-        });
-        Self { client, appliance, reals, switch, pin_dir: pin_dir(), _pass: pass }
+        let pass = pass(&switch);
+        Self { client, appliance, reals, switch, pin_dir: pin_dir(), pass: Mutex::new(pass) }
     }
+
+    /// Gives the appliance a new `eth0` in the place of one that was deleted.
+    pub fn plug(&self) {
+        wire(&self.switch, &self.appliance, "appl", APPLIANCE.0, APPLIANCE.1);
+        *self.pass.lock().unwrap() = pass(&self.switch);
+    }
+}
+
+const APPLIANCE: (&str, &str) = ("10.77.0.1", "fd77::1");
+
+/// A machine's link to the switch.
+fn wire(switch: &Namespace, namespace: &Namespace, name: &str, v4: &str, v6: &str) {
+    switch.ip(&format!(
+        "link add p-{name} type veth peer name eth0 netns {}
+         link set p-{name} master br0 up",
+        namespace.path()
+    ));
+    namespace.ip(&format!(
+        "link set eth0 up
+         addr add {v4}/16 dev eth0
+         addr add {v6}/32 dev eth0 nodad"
+    ));
+}
+
+/// Makes the appliance's port ready for XDP.
+fn pass(switch: &Namespace) -> aya::Ebpf {
+    // Frames that leave the XDP device must be whole: its driver drops the kernel's promise of a later checksum.
+    switch.command("ethtool", "-K p-appl tx off");
+    // And its peer needs a program to be able to take what XDP transmits.
+    switch.run(|| {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("flows", 16)
+            .map_max_entries("records", 16)
+            .map_max_entries("rings", 16)
+            .map_max_entries("reals", 16)
+            .map_max_entries("real_counts", 16)
+            .load(xdp::object().unwrap())
+            .unwrap();
+        let pass: &mut Xdp = ebpf.program_mut("pass").unwrap().try_into().unwrap();
+        pass.load().unwrap();
+        pass.attach("p-appl", XdpMode::Driver).unwrap();
+        ebpf
+    })
 }
 
 impl Drop for Lab {

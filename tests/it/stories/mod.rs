@@ -1,9 +1,12 @@
 //! What happens to a cluster in its days, under constant load, with nothing lost.
 
 mod deaf;
+mod direct;
+mod ecmp;
 mod empty;
 mod killed;
 mod leader;
+mod modes;
 mod restart;
 mod rolling;
 mod scale;
@@ -109,13 +112,13 @@ impl Stage {
     }
 }
 
-fn create(appliance: &Appliance, name: &str, spec: &serde_json::Value) -> Vec<IpAddr> {
+pub(crate) fn create(appliance: &Appliance, name: &str, spec: &serde_json::Value) -> Vec<IpAddr> {
     let made = appliance.put_elb(name, spec).unwrap();
     appliance.wait_ready(name).unwrap();
     serde_json::from_value(made["vips"].clone()).unwrap()
 }
 
-fn at(vips: &[IpAddr], v6: bool) -> SocketAddr {
+pub(crate) fn at(vips: &[IpAddr], v6: bool) -> SocketAddr {
     let vip = vips.iter().find(|vip| vip.is_ipv6() == v6).expect("the pools have both families");
     SocketAddr::new(*vip, 80)
 }
