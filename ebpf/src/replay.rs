@@ -7,6 +7,9 @@
 
 /// 64 bytes, the smallest frame of Ethernet, is what IPv4 takes; IPv6 with TCP takes 74.
 pub const WORDS: usize = 10;
+/// The frame begins so many bytes within the first word, so that words begin where headers do (14 bytes of Ethernet): a
+/// load of a field that two stores wrote waits for both to reach the cache, which on a frame from a card never happens.
+pub const PAD: usize = 2;
 
 /// How many addresses clients have: a power of two.
 pub const HOSTS: u32 = 1024;
@@ -22,9 +25,9 @@ pub const CALLS: u32 = 16;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Replay {
-    /// With zeros where the client is written.
+    /// After [`PAD`] bytes, and with zeros where the client is written.
     pub template: [u64; WORDS],
-    /// In bytes: at least 64, at most [`WORDS`] words.
+    /// In bytes: at least 64, at most [`WORDS`] words less [`PAD`].
     pub length: u32,
     /// One of [`Replay::V4_TCP`] and so on.
     pub shape: u32,
@@ -34,7 +37,8 @@ pub struct Replay {
     pub stride: u32,
     /// The next one.
     pub client: u32,
-    pub pad: u32,
+    /// What `grow` makes the frame grow by.
+    pub growth: u32,
 }
 
 impl Replay {
@@ -45,7 +49,7 @@ impl Replay {
     /// A frame that is the same for all.
     pub const FIXED: u32 = 4;
 
-    /// The next frame, by words as a little-endian processor reads them: no store of it is torn by a later, smaller one.
+    /// The next frame, [`PAD`] and all, by words as a little-endian processor reads them.
     #[inline(always)]
     pub fn lay(&mut self) -> [u64; WORDS] {
         let client = self.client;
@@ -58,27 +62,25 @@ impl Replay {
         let mut words = self.template;
         match self.shape {
             Self::V4_TCP => {
-                words[2] |= put(!host, 1);
-                words[3] |= put(host, 2);
-                words[4] |= put(port, 1) | put(!host, 3);
-                words[5] |= put(!port, 0);
+                words[2] |= put(!host, 2);
+                words[3] |= put(host, 3);
+                words[4] |= put(port, 2);
+                words[5] |= put(!host, 0) | put(!port, 1);
             }
             Self::V4_UDP => {
-                words[2] |= put(!host, 1);
-                words[3] |= put(host, 2);
-                words[4] |= put(port, 1);
-                words[5] |= put(!host, 1) | put(!port, 2);
+                words[2] |= put(!host, 2);
+                words[3] |= put(host, 3);
+                words[4] |= put(port, 2);
+                words[5] |= put(!host, 2) | put(!port, 3);
             }
             Self::V6_TCP => {
-                words[4] |= put(host, 2);
-                words[6] |= put(port, 3);
-                words[7] |= put(!host, 1) | put(!port, 2);
+                words[4] |= put(host, 3);
+                words[7] |= put(port, 0) | put(!host, 2) | put(!port, 3);
             }
             Self::V6_UDP => {
-                words[4] |= put(host, 2);
-                words[6] |= put(port, 3);
-                words[7] |= put(!host, 3);
-                words[8] |= put(!port, 0);
+                words[4] |= put(host, 3);
+                words[7] |= put(port, 0);
+                words[8] |= put(!host, 0) | put(!port, 1);
             }
             _ => {}
         }
@@ -96,7 +98,7 @@ mod user {
 
 #[cfg(any(test, feature = "host"))]
 mod host {
-    use super::{Replay, WORDS};
+    use super::{PAD, Replay, WORDS};
     use crate::{
         abi::UDP,
         frames::{Build, checksum_offset},
@@ -140,13 +142,11 @@ mod host {
         /// On one that is too long or too short.
         #[must_use]
         pub fn fixed(bytes: &[u8]) -> Self {
-            assert!((64..=8 * WORDS).contains(&bytes.len()), "a frame of {} bytes", bytes.len());
-            let mut template = [0; WORDS];
-            for (word, bytes) in template.iter_mut().zip(bytes.chunks(8)) {
-                let mut whole = [0; 8];
-                whole[..bytes.len()].copy_from_slice(bytes);
-                *word = u64::from_le_bytes(whole);
-            }
+            assert!((64..=8 * WORDS - PAD).contains(&bytes.len()), "a frame of {} bytes", bytes.len());
+            let mut padded = [0; 8 * WORDS];
+            padded[PAD..PAD + bytes.len()].copy_from_slice(bytes);
+            let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| padded[8 * at + byte]));
+            let template = std::array::from_fn(word);
             Self { template, length: bytes.len() as u32, shape: Self::FIXED, clients: 1, ..Self::default() }
         }
     }
@@ -182,7 +182,7 @@ mod tests {
     use crate::frames::Build;
 
     fn bytes(words: &[u64], length: u32) -> Vec<u8> {
-        words.iter().flat_map(|word| word.to_le_bytes()).take(length as usize).collect()
+        words.iter().flat_map(|word| word.to_le_bytes()).skip(PAD).take(length as usize).collect()
     }
 
     fn half(bytes: &[u8], at: usize) -> u16 {

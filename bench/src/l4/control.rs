@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use imbl::{OrdMap, OrdSet};
+use tidegate_ebpf::abi::Hop;
 use tidegate_l4::{Frontend, Input, Protocol, Real, RealState, Service};
 
 use super::{
     ours::{Ours, Room},
-    row,
+    row, world,
 };
 use crate::{
     Settings,
@@ -27,14 +28,14 @@ pub(super) fn measure(settings: &Settings, outcome: &mut Outcome) -> anyhow::Res
     for vips in [10, 1000] {
         let mut ours = Ours::load(Room { v4: 1, v6: 1 })?;
         let mut input = input(vips);
-        ours.give(&input)?;
+        ours.give(&input, &way)?;
         let (mut gone, mut come, mut writes) = (Vec::new(), Vec::new(), 0);
         for change in 0..changes {
             for (reals, times) in [(without(change), &mut gone), (service(0, MANY), &mut come)] {
                 input.generation += 1;
                 input.services.insert(frontend(0), Arc::new(reals));
                 let began = Instant::now();
-                writes = ours.give(&input)?;
+                writes = ours.give(&input, &way)?;
                 times.push(began.elapsed().as_secs_f64() * 1e3);
             }
         }
@@ -51,7 +52,7 @@ pub(super) fn measure(settings: &Settings, outcome: &mut Outcome) -> anyhow::Res
     for _ in 0..if settings.quick { 1 } else { 3 } {
         let mut ours = Ours::load(Room { v4: 1, v6: 1 })?;
         let began = Instant::now();
-        ours.give(&input)?;
+        ours.give(&input, &way)?;
         times.push(began.elapsed().as_secs_f64());
     }
     let s = median(&times).context("there was a load")?;
@@ -70,7 +71,7 @@ fn grow(changes: u32, outcome: &mut Outcome) -> anyhow::Result<()> {
             input.generation += 1;
             input.services.insert(frontend(0), Arc::new(service(0, count)));
             let began = Instant::now();
-            ours.give(&input)?;
+            ours.give(&input, &way)?;
             if count == reals {
                 times.push(began.elapsed().as_secs_f64() * 1e3);
             }
@@ -79,6 +80,11 @@ fn grow(changes: u32, outcome: &mut Outcome) -> anyhow::Result<()> {
     let ms = median(&times).context("there were changes")?;
     outcome.rows.push(row(format!("one real more, the {reals}th: the ring grows"), "ms", ms, BTreeMap::new(), None));
     Ok(())
+}
+
+/// As if all were behind one router.
+fn way(_: IpAddr) -> Hop {
+    world::hop(1, world::LINK_MAC, world::FAR_MAC)
 }
 
 /// The first VIP has many reals, the others few; of ten thousand VIPs, none has many.

@@ -17,7 +17,7 @@ use super::cpu;
 
 /// Built by `cargo xtask ebpf`, and embedded in nothing that is shipped.
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bench.o");
-const PROGRAMS: [&str; 7] = ["restore", "generate", "nothing", "grow", "grow_v6", "calls", "sink"];
+const PROGRAMS: [&str; 6] = ["restore", "generate", "nothing", "grow", "calls", "sink"];
 /// Frames that a live run makes at once: as many as the kernel takes.
 const BATCH: u32 = 256;
 
@@ -114,12 +114,11 @@ impl Harness {
     /// is the measured program's own work.
     pub(super) fn price(&mut self, replay: &Replay, growth: usize, interface: u32, runs: u32) -> anyhow::Result<f64> {
         let nothing = self.time_own("nothing", replay, interface, runs)?;
-        let grow = match growth {
-            0 => return Ok(nothing),
-            20 => "grow",
-            _ => "grow_v6",
-        };
-        Ok(f64::midpoint(nothing, self.time_own(grow, replay, interface, runs)?))
+        if growth == 0 {
+            return Ok(nothing);
+        }
+        let replay = Replay { growth: growth.try_into()?, ..*replay };
+        Ok(f64::midpoint(nothing, self.time_own("grow", &replay, interface, runs)?))
     }
 
     /// The ns that calling a helper of the kernel costs, which does nearly nothing.

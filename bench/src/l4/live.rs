@@ -121,7 +121,7 @@ pub(super) fn measure(settings: &Settings, outcome: &mut Outcome) -> anyhow::Res
 }
 
 fn lay_out(harness: &mut Harness) -> anyhow::Result<(Vec<Track>, Vec<Contender>)> {
-    let ours: Vec<_> = MODES.iter().filter(|(_, vip, _)| vip.is_known()).map(|&(name, vip, _)| (name, vip)).collect();
+    let ours: Vec<_> = MODES.iter().map(|&(name, vip, _)| (name, vip)).collect();
     let mut all = vec![
         (Stands::Sink, vec![(GENERATOR, Vip::FullNat)]),
         (Stands::Ours, ours),
@@ -152,7 +152,8 @@ fn lay_track(harness: &mut Harness, stands: Stands) -> anyhow::Result<Track> {
         Stands::Ours => {
             let (balancer, link) = link.balancer.run(|| -> anyhow::Result<_> {
                 let mut ours = Ours::load(Room { v4: 2 * FLOWS[1].0, v6: 1 })?;
-                ours.give(&world::input(false))?;
+                let way = world::way()?;
+                ours.give(&world::input(false), &|_| way)?;
                 let link = harness::attach(ours.program()?, LINK)?;
                 Ok((ours, link))
             })?;

@@ -6,13 +6,11 @@ use anyhow::Context;
 use aya::{EbpfLoader, programs::Xdp};
 use tidegate_ebpf::abi::{Flow, Hop, LOCALS};
 use tidegate_l4::{
-    Forward, Frontend, Input, maglev,
+    Frontend, Input, maglev,
     maps::{self, Maps},
     tables::{Found, Tables},
     xdp,
 };
-
-use super::world;
 
 /// Nobody is there who keeps next hops believed: for as long as any run takes.
 const BELIEVE: Duration = Duration::from_secs(24 * 3600);
@@ -67,19 +65,23 @@ impl Ours {
         Ok(Self { maps, tables })
     }
 
-    /// Makes the maps say what `input` says; how many writes that took.
-    pub(super) fn give(&mut self, input: &Input) -> anyhow::Result<usize> {
+    /// Makes the maps say what `input` says, and this the way to each real; how many writes that took.
+    pub(super) fn give(&mut self, input: &Input, way: &dyn Fn(IpAddr) -> Hop) -> anyhow::Result<usize> {
         let Self { maps, tables, .. } = self;
         let (mut writes, mut result) = (0, Ok(()));
-        let hop = way();
         let clock = maps.beat(BELIEVE)?;
-        tables.plan(input, clock, &|_| hop, |write| {
+        tables.plan(input, clock, &way, |write| {
             writes += 1;
             if result.is_ok() {
                 result = maps.apply(&write);
             }
         })?;
         result.map(|()| writes)
+    }
+
+    /// Whether the next hops that it was given are taken for true from now on.
+    pub(super) fn believe(&self, believe: bool) -> anyhow::Result<()> {
+        self.maps.beat(if believe { BELIEVE } else { Duration::ZERO }).map(drop)
     }
 
     pub(super) fn program(&mut self) -> anyhow::Result<&mut Xdp> {
@@ -102,22 +104,5 @@ impl Ours {
     /// The largest number of reals, up to `most`, whose ring is larger than that of one real less.
     pub(super) fn larger_ring_at(most: u32) -> Option<u32> {
         (2..=most).rev().find(|&reals| maglev::slots(reals as usize) > maglev::slots(reals as usize - 1))
-    }
-
-    /// Whether the balancer of this build forwards so.
-    pub(super) fn knows(_forward: Forward) -> bool {
-        true
-    }
-}
-
-/// The way to all reals of `world`, if its link is here; elsewhere the kernel is asked.
-fn way() -> Hop {
-    let Ok(ifindex) = world::index(world::LINK) else { return Hop::default() };
-    Hop {
-        ifindex,
-        source_mac: world::mac(world::LINK_MAC).into(),
-        destination_mac: world::mac(world::FAR_MAC).into(),
-        vlan: 0,
-        mtu: 1500,
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Path {
     pub(super) v6: bool,
     pub(super) frames: Frames,
     pub(super) table: Table,
+    /// Whether next hops are believed, or the kernel is asked for each packet's.
+    pub(super) believed: bool,
     /// ns per packet.
     pub(super) goal: Option<f64>,
     /// Katran's figure for the nearest path, where it has one.
@@ -52,16 +54,22 @@ pub(super) enum Table {
 impl Path {
     /// What a frame grows by on this path.
     pub(super) fn growth(&self) -> usize {
-        match (self.vip, self.v6) {
-            (Vip::IpIp, false) => 20,
-            (Vip::IpIp, true) => 40,
+        let ip = if self.v6 { 40 } else { 20 };
+        match self.vip {
+            Vip::IpIp => ip,
+            Vip::Gue => ip + 8,
             _ => 0,
         }
     }
 }
 
 const fn path(case: &'static str, vip: Vip, frames: Frames, goal: Option<f64>, katran: Option<f64>) -> Path {
-    Path { case, vip, v6: false, frames, table: Table::Used, goal, katran }
+    Path { case, vip, v6: false, frames, table: Table::Used, believed: true, goal, katran }
+}
+
+/// As it is when nobody has kept the next hops for a while.
+const fn asking(path: Path) -> Path {
+    Path { believed: false, ..path }
 }
 
 const fn v6(path: Path) -> Path {
@@ -93,6 +101,7 @@ pub(super) const PATHS: &[Path] = &[
     path("IPIP, 100k flows", Vip::IpIp, Of(100_000), STATELESS, Some(245.0)),
     path("IPIP, 1M flows", Vip::IpIp, Of(1_000_000), STATELESS, Some(287.0)),
     path("IPIP, new flow", Vip::IpIp, NewFlows, STATELESS, Some(512.0)),
+    path("GUE, 1 flow", Vip::Gue, Of(1), NONE, NONE),
     path("DIRECT on a moving slot, 100k recorded flows", Vip::Moving, Of(100_000), RECORDED, Some(245.0)),
     path("FULLNAT, 1 flow", Vip::FullNat, Of(1), HOT, Some(65.0)),
     path("FULLNAT, 1k flows", Vip::FullNat, Of(1_000), HOT, Some(74.0)),
@@ -101,6 +110,8 @@ pub(super) const PATHS: &[Path] = &[
     path("FULLNAT, answer of the real", Vip::FullNat, Answers, HOT, NONE),
     Path { table: Table::Fresh, ..path("FULLNAT, new flow, fresh table", Vip::FullNat, NewFlows, NEW, Some(512.0)) },
     Path { table: Table::Full, ..path("FULLNAT, new flow, full table", Vip::FullNat, NewFlows, NONE, Some(1035.0)) },
+    asking(path("DIRECT, 1 flow, asking the kernel for the hop", Vip::Direct, Of(1), NONE, NONE)),
+    asking(path("FULLNAT, 1 flow, asking the kernel for the hop", Vip::FullNat, Of(1), NONE, NONE)),
     v6(path("IPv6: not a VIP", Vip::Nobody, Of(1), NOT_A_VIP, NONE)),
     v6(path("IPv6: DIRECT, 1 flow", Vip::Direct, Of(1), STATELESS, Some(61.0))),
     v6(path("IPv6: DIRECT, 100k flows", Vip::Direct, Of(100_000), STATELESS, Some(223.0))),

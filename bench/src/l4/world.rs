@@ -7,10 +7,9 @@ use std::{
 };
 
 use imbl::{OrdMap, OrdSet};
-use tidegate_l4::{Forward, Frontend, Input, Protocol, Real, RealState, Service};
+use tidegate_ebpf::abi::Hop;
+use tidegate_l4::{Forward, Frontend, Input, Protocol, Real, RealState, Service, real::GUE_PORT};
 use tidegate_tests::lab::Ns;
-
-use super::ours::Ours;
 
 /// Behind each VIP.
 pub(super) const REALS: u8 = 100;
@@ -31,10 +30,11 @@ pub(super) enum Vip {
     IpIp,
     /// As [`Vip::Direct`], and every slot of its ring changes hands.
     Moving,
+    Gue,
 }
 
 impl Vip {
-    const SERVED: [Self; 4] = [Self::FullNat, Self::Direct, Self::IpIp, Self::Moving];
+    const SERVED: [Self; 5] = [Self::FullNat, Self::Direct, Self::IpIp, Self::Moving, Self::Gue];
 
     pub(super) fn address(self, v6: bool) -> IpAddr {
         let last = self as u8;
@@ -50,12 +50,8 @@ impl Vip {
             Self::Nobody | Self::FullNat => Forward::FullNat,
             Self::Direct | Self::Moving => Forward::Direct,
             Self::IpIp => Forward::IpIp,
+            Self::Gue => Forward::Gue { port: GUE_PORT },
         }
-    }
-
-    /// What the balancer of this build can do.
-    pub(super) fn is_known(self) -> bool {
-        Ours::knows(self.forward())
     }
 }
 
@@ -67,7 +63,7 @@ pub(super) fn real(v6: bool, n: u8) -> IpAddr {
 /// All services. With `moved`, the moving ones have other reals than before; those from before are draining.
 pub(super) fn input(moved: bool) -> Input {
     let mut services = OrdMap::new();
-    for vip in Vip::SERVED.into_iter().filter(|vip| vip.is_known()) {
+    for vip in Vip::SERVED {
         for v6 in [false, true] {
             let one = |n, state| Real { address: real(v6, n), port: 80, weight: 1, state };
             let mut reals: Vec<Real> = (1..=REALS).map(|n| one(n, RealState::Active)).collect();
@@ -117,6 +113,16 @@ impl Link {
         }
         Ok(Self { balancer, far })
     }
+}
+
+/// The way to all reals, for the balancer's namespace.
+pub(super) fn way() -> anyhow::Result<Hop> {
+    Ok(hop(index(LINK)?, LINK_MAC, FAR_MAC))
+}
+
+/// Out of an interface, as the plane writes it beside a real.
+pub(super) fn hop(ifindex: u32, from: &str, to: &str) -> Hop {
+    Hop { ifindex, source_mac: mac(from).into(), destination_mac: mac(to).into(), vlan: 0, mtu: 1500 }
 }
 
 /// The number of an interface of the current namespace.

@@ -11,9 +11,9 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use tidegate_ebpf::replay::{CALLS, Replay, WORDS};
+use tidegate_ebpf::replay::{CALLS, PAD, Replay, WORDS};
 
-/// What every frame has at least: the smallest of Ethernet.
+/// Words that every frame has wholly: the smallest of Ethernet takes 64 bytes.
 const LEAST: usize = 8;
 
 #[btf_map(name = "replay")]
@@ -49,16 +49,15 @@ pub fn nothing(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// A target that adds an outer IPv4 header's length, and no more: the next run has to take it away.
+/// A target that makes room for outer headers, and does no more: the next run has to take it away.
 #[xdp]
 pub fn grow(context: XdpContext) -> u32 {
-    grown(&context, 20)
-}
-
-/// As [`grow`], for IPv6.
-#[xdp]
-pub fn grow_v6(context: XdpContext) -> u32 {
-    grown(&context, 40)
+    let Some(replay) = REPLAY.get_ptr(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: map memory; the context is the kernel's, and no pointer into the packet is held.
+    match unsafe { bpf_xdp_adjust_head(context.ctx, ((*replay).growth as i32).wrapping_neg()) } {
+        0 => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_ABORTED,
+    }
 }
 
 /// A target that calls a helper which does nearly nothing, [`CALLS`] times.
@@ -84,15 +83,6 @@ pub fn sink(_context: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn grown(context: &XdpContext, bytes: i32) -> u32 {
-    // SAFETY: the context is the kernel's; no pointer into the packet is held.
-    match unsafe { bpf_xdp_adjust_head(context.ctx, -bytes) } {
-        0 => xdp_action::XDP_TX,
-        _ => xdp_action::XDP_ABORTED,
-    }
-}
-
-#[inline(always)]
 fn lay(context: &XdpContext) -> Option<()> {
     let replay = REPLAY.get_ptr_mut(0)?;
     // SAFETY: map memory is never unmapped while the program runs, and the one who measures runs it on one CPU.
@@ -108,19 +98,23 @@ fn lay(context: &XdpContext) -> Option<()> {
     let words = replay.lay();
     let start = context.data();
     let end = context.data_end();
-    if start + LEAST * size_of::<u64>() > end {
+    if start + LEAST * size_of::<u64>() - PAD > end {
         return None;
     }
-    let frame = start as *mut u64;
-    let mut word = 0;
+    // SAFETY: inside the packet (checked above, and by the verifier again), as are all that follow. XDP's packets begin
+    // at a multiple of 8, so these are aligned; the words below are not, and are one instruction all the same.
+    unsafe {
+        *(start as *mut u32) = (words[0] >> 16) as u32;
+        *((start + 4) as *mut u16) = (words[0] >> 48) as u16;
+    }
+    let mut word = 1;
     while word < LEAST {
-        // SAFETY: inside the packet (checked above, and by the verifier again); XDP's packets begin at an address that
-        // is a multiple of 8, which the head's growth of whole IP headers does not matter to, since it was undone.
-        unsafe { *frame.add(word) = words[word] };
+        // SAFETY: as above.
+        unsafe { *((start + word * size_of::<u64>() - PAD) as *mut u64) = words[word] };
         word += 1;
     }
     // The rest by halves of words: the frame may end within a word.
-    let rest = (start + LEAST * size_of::<u64>()) as *mut u16;
+    let rest = (start + LEAST * size_of::<u64>() - PAD) as *mut u16;
     let mut half = 0;
     while half < 4 * (WORDS - LEAST) {
         // SAFETY: a pointer one past the half word, compared and not followed.
