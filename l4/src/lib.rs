@@ -28,6 +28,7 @@ mod drains;
 mod heads;
 pub mod health;
 pub mod hops;
+mod kernel;
 mod links;
 mod mapped;
 pub mod maps;

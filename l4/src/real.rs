@@ -27,6 +27,7 @@ use tidegate_ebpf::{
 use tracing::info;
 
 use crate::{
+    kernel,
     network::{Link, Network},
     xdp,
 };
@@ -132,7 +133,7 @@ pub async fn join(join: &Join) -> anyhow::Result<Standing> {
              are the balancer's"
         );
     }
-    xdp::privileges()?;
+    kernel::privileges()?;
     let network = Network::open()?;
     let links = network.links().await?;
     let lo = loopback(&links)?;
@@ -163,7 +164,7 @@ pub async fn join(join: &Join) -> anyhow::Result<Standing> {
 
 /// Takes away what [`join`] did, and nothing else. False: there was nothing.
 pub async fn leave(folder: &Path) -> anyhow::Result<bool> {
-    xdp::privileges()?;
+    kernel::privileges()?;
     let network = Network::open()?;
     let links = network.links().await?;
     let lo = loopback(&links)?;

@@ -219,11 +219,11 @@ struct Plane {
 
 impl Plane {
     async fn start(config: &Config) -> anyhow::Result<(Self, Changes)> {
-        xdp::object()?;
+        let object = xdp::object()?;
         let network = Network::open()?;
         let links = interfaces(&network, &config.interfaces).await?;
         let first = links.first().cloned().context("no interface to announce on")?;
-        let (mut maps, attached) = xdp::start(config, &links)?;
+        let (mut maps, attached) = xdp::start(object, config, &links)?;
         let mut standing = Vec::new();
         standing.extend(maps.settle(&config.local_addresses, &network.addresses(first.index).await?)?);
         if config.mode == Mode::Auto {

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, Mode},
+    kernel::{explain, explain_program, privileges},
     maps::{Maps, sizes, survivors},
     network::Link,
     report::Attached,
@@ -38,9 +39,9 @@ pub fn object() -> anyhow::Result<&'static [u8]> {
     Ok(EMBEDDED)
 }
 
-/// Loads the program on its maps, new ones or the survivors, and attaches it to the links.
-pub fn start(config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attached>)> {
-    let object = object()?;
+/// Loads the program on its maps, new ones or the survivors, and attaches it to the links. One that cannot be loaded
+/// changes nothing of what runs.
+pub fn start(object: &[u8], config: &Config, links: &[Link]) -> anyhow::Result<(Maps, Vec<Attached>)> {
     privileges()?;
     prepare(&config.pin_dir)?;
     let adopted = survivors(&config.pin_dir)?;
@@ -90,7 +91,7 @@ pub fn load(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     for name in ["balance", "rest", "explain", "beat"] {
         let program = ebpf.program_mut(name).with_context(|| format!("the XDP object has no program `{name}`"))?;
         let program: &mut Xdp = program.try_into().with_context(|| format!("`{name}` is not an XDP program"))?;
-        program.load().map_err(|error| explain(error.into()))?;
+        program.load().map_err(|error| explain_program(name, error))?;
     }
     let rest: &Xdp = ebpf.program("rest").context("the XDP object has no program `rest`")?.try_into()?;
     let rest = rest.fd().and_then(|fd| Ok(fd.try_clone()?)).context("duplicating a program's handle")?;
@@ -152,24 +153,6 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
         }
     }
     fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))
-}
-
-/// CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (the verifier takes packet pointers' arithmetic only with it).
-pub(crate) fn privileges() -> anyhow::Result<()> {
-    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
-    let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default();
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(bit, _)| effective & 1 << bit == 0 && (*bit == 12 || effective & CAP_SYS_ADMIN == 0))
-        .map(|(_, name)| *name)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    bail!("layer 4 needs {}: run as root, or give the binary these capabilities", missing.join(", "))
 }
 
 /// A folder for the pins, on a mounted bpffs.
@@ -299,18 +282,6 @@ fn unpin_others(folder: &Path, link: &Link) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-pub(crate) fn explain(error: anyhow::Error) -> anyhow::Error {
-    let code = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()).and_then(io::Error::raw_os_error);
-    match code {
-        Some(libc::EPERM | libc::EACCES) => error.context(
-            "loading the XDP program was refused: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
-        ),
-        Some(libc::ENOSYS) => error.context("this kernel was built without BPF, which layer 4 needs"),
-        Some(libc::ENOMEM) => error.context("no memory for the maps: each of l4.local_addresses takes 4 MB"),
-        _ => error.context("loading the XDP program"),
-    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

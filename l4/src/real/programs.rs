@@ -28,6 +28,7 @@ use tracing::info;
 use super::{Join, Tunnel, links, net, prefix};
 use crate::{
     config::{Config, Mode},
+    kernel,
     network::Link,
     xdp,
 };
@@ -64,7 +65,7 @@ pub(super) fn load(folder: &Path) -> anyhow::Result<Programs<'_>> {
         }
         loader.map_pin_path(name, path);
     }
-    let ebpf = loader.load(EMBEDDED).map_err(|error| xdp::explain(error.into()))?;
+    let ebpf = loader.load(EMBEDDED).map_err(|error| kernel::explain(error.into()))?;
     Ok(Programs { ebpf, folder })
 }
 
@@ -128,7 +129,7 @@ impl Programs<'_> {
     fn open(&mut self, link: &Link) -> anyhow::Result<String> {
         let config = Config { pin_dir: self.folder.to_path_buf(), mode: Mode::Auto, ..Config::default() };
         let program: &mut Xdp = self.program(program::OPEN)?;
-        program.load().map_err(|error| xdp::explain(error.into()))?;
+        program.load().map_err(|error| kernel::explain_program(program::OPEN, error))?;
         let mode = xdp::attach(program, link, &config)?;
         info!(interface = link.name, mode, "tunnels are taken apart");
         Ok(format!("{}{}-{}-{mode}", xdp::LINK_PREFIX, link.name, link.index))
@@ -139,7 +140,7 @@ impl Programs<'_> {
         let folder = self.folder;
         let old = old_tc();
         let program: &mut SchedClassifier = self.program(program::CLAMP)?;
-        program.load().map_err(|error| xdp::explain(error.into()))?;
+        program.load().map_err(|error| kernel::explain_program(program::CLAMP, error))?;
         if old {
             // There already, or nothing to detach: as good.
             let _ = tc::qdisc_add_clsact(&link.name);
@@ -173,12 +174,12 @@ impl Programs<'_> {
         for name in CGROUP {
             let link: FdLink = if name == program::LEARN {
                 let program: &mut SockOps = self.program(name)?;
-                program.load().map_err(|error| xdp::explain(error.into()))?;
+                program.load().map_err(|error| kernel::explain_program(name, error))?;
                 let id = program.attach(&group, MODE).with_context(wrong)?;
                 program.take_link(id)?.try_into().context("this kernel has no links for cgroups (Linux 5.7)")?
             } else {
                 let program: &mut CgroupSockAddr = self.program(name)?;
-                program.load().map_err(|error| xdp::explain(error.into()))?;
+                program.load().map_err(|error| kernel::explain_program(name, error))?;
                 let id = program.attach(&group, MODE).with_context(wrong)?;
                 program.take_link(id)?.try_into().context("this kernel has no links for cgroups (Linux 5.7)")?
             };

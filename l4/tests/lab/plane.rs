@@ -18,6 +18,15 @@ pub const LOCALS: [&str; 2] = ["10.77.101.1", "fd77:0:101::1"];
 /// Loading alone may take half of it on a busy machine: the verifier reads the programs for seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+pub fn config(lab: &Lab, interfaces: &[&str]) -> Config {
+    Config {
+        pin_dir: lab.pin_dir.clone(),
+        local_addresses: LOCALS.iter().map(|local| local.parse().unwrap()).collect(),
+        interfaces: interfaces.iter().map(ToString::to_string).collect(),
+        ..Config::default()
+    }
+}
+
 pub struct Plane {
     input: watch::Sender<Arc<Input>>,
     reports: watch::Receiver<Arc<Report>>,
@@ -28,12 +37,7 @@ pub struct Plane {
 
 impl Plane {
     pub fn start(lab: &Lab, interfaces: &[&str]) -> Self {
-        let config = Config {
-            pin_dir: lab.pin_dir.clone(),
-            local_addresses: LOCALS.iter().map(|local| local.parse().unwrap()).collect(),
-            interfaces: interfaces.iter().map(ToString::to_string).collect(),
-            ..Config::default()
-        };
+        let config = config(lab, interfaces);
         let (input, inputs) = watch::channel(Arc::new(Input::default()));
         let (report, reports) = watch::channel(Arc::new(Report::default()));
         let stop = CancellationToken::new();
