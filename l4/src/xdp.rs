@@ -23,6 +23,7 @@ use crate::{
     config::{Config, Mode},
     maps::{Maps, sizes, survivors},
     network::Link,
+    pins,
     report::Attached,
 };
 
@@ -148,7 +149,7 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
             || name.starts_with(EXPLAIN)
             || name.starts_with(LINK_PREFIX)
         {
-            fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
+            pins::unpin(&entry.path())?;
         }
     }
     fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))
@@ -295,7 +296,7 @@ fn unpin_others(folder: &Path, link: &Link) -> anyhow::Result<()> {
         let name = entry.file_name();
         let rest = name.to_str().and_then(|name| name.strip_prefix(&prefix)).and_then(|rest| rest.split_once('-'));
         if rest.is_some_and(|(index, _)| index.parse::<u32>().is_ok()) {
-            fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
+            pins::unpin(&entry.path())?;
         }
     }
     Ok(())

@@ -6,15 +6,19 @@ mod lab;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
     time::Duration,
 };
 
+use aya::programs::{
+    links::{FdLink, PinnedLink},
+    loaded_programs,
+};
 use lab::{Lab, Namespace, segments::handshake};
 use tidegate_l4::real::{Join, join, leave, show};
 
@@ -28,9 +32,9 @@ const SOURCES: [&str; 4] = ["10.77.101.1", "10.77.201.1", "fd77:0:101::1", "fd77
 fn server_process() {
     let Ok(cgroup) = std::env::var("REAL_TEST_CGROUP") else { return };
     fs::write(PathBuf::from(cgroup).join("cgroup.procs"), "0").unwrap();
-    let servers: Vec<_> = ["[::]:81", "0.0.0.0:82"]
-        .into_iter()
-        .map(|at| {
+    // Some listen at once, others when they are told to.
+    for ports in [["[::]:81", "0.0.0.0:82"], ["[::]:83", "0.0.0.0:84"]] {
+        for at in ports {
             let listener = TcpListener::bind(at).unwrap();
             thread::spawn(move || {
                 // Kept open, so that nothing but the handshake is said.
@@ -40,11 +44,11 @@ fn server_process() {
                     println!("\nSERVER {from}");
                     open.push(stream);
                 }
-            })
-        })
-        .collect();
-    println!("\nSERVER ready");
-    servers.into_iter().for_each(|server| server.join().unwrap());
+            });
+        }
+        println!("\nSERVER listens");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+    }
 }
 
 /// A cgroup, and a server in it.
@@ -65,6 +69,7 @@ impl Server {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "server_process", "--nocapture"])
                 .env("REAL_TEST_CGROUP", told)
+                .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap()
@@ -79,8 +84,14 @@ impl Server {
             }
         });
         let server = Self { cgroup, child, lines };
-        assert_eq!(server.line(), "ready");
+        assert_eq!(server.line(), "listens");
         Some(server)
+    }
+
+    /// Has it listen at ports 83 and 84, too.
+    fn listen_more(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        assert_eq!(self.line(), "listens");
     }
 
     fn line(&self) -> String {
@@ -105,6 +116,17 @@ impl Drop for Pins {
     }
 }
 
+/// What the kernel thinks of the program that reads options: it may use every helper, and was read in a moment.
+fn verified(folder: &Path) {
+    let link: FdLink = PinnedLink::from_pin(folder.join("learn")).unwrap().into();
+    let id = link.info().unwrap().program_id();
+    let program = loaded_programs().map(Result::unwrap).find(|program| program.id() == id).unwrap();
+    assert_eq!(program.gpl_compatible(), Some(true));
+    // Two walks over the options, each of which would be half a million instructions if it were made option by option.
+    let read = program.verified_instruction_count().unwrap_or_default();
+    assert!(read < 200_000, "{read} instructions were verified");
+}
+
 fn mac(namespace: &Namespace) -> String {
     namespace.run(|| {
         let output = Command::new("ip").args(["-br", "link", "show", "dev", "eth0"]).output().unwrap();
@@ -119,7 +141,7 @@ fn an_application_takes_the_told_client_for_its_own() {
     }
     let lab = Lab::new();
     let real = &lab.reals[0];
-    let Some(server) = Server::start(real) else {
+    let Some(mut server) = Server::start(real) else {
         assert!(std::env::var("LAB_REQUIRE").as_deref() != Ok("1"), "LAB_REQUIRE=1, but: no cgroups of version 2");
         println!("SKIP no cgroups of version 2");
         return;
@@ -145,30 +167,45 @@ fn an_application_takes_the_told_client_for_its_own() {
         assert!(runtime.block_on(join(&wish)).unwrap().toa);
         assert!(runtime.block_on(join(&wish)).unwrap().toa);
     });
+    verified(&folder);
+    server.listen_more();
     let mut port = 5000;
-    let mut seen = |from: &str, to: &str, options: &'static [u8]| {
+    let mut seen = |from: &str, to: &str, syn: &'static [u8], ack: &'static [u8]| {
         port += 1;
-        handshake(&lab.client, SocketAddr::new(from.parse().unwrap(), port), to.parse().unwrap(), options);
+        handshake(&lab.client, SocketAddr::new(from.parse().unwrap(), port), to.parse().unwrap(), syn, ack);
         server.line().replace(&format!(":{port}"), ":PORT")
     };
     const V4: &[u8] = &[254, 8, 0x0f, 0xa0, 192, 0, 2, 7];
     const LATER: &[u8] = &[1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 254, 8, 0x0f, 0xa0, 192, 0, 2, 7];
+    const OTHER: &[u8] = &[254, 8, 0x0f, 0xa1, 192, 0, 2, 8];
     const V6: &[u8] = &[254, 20, 0x0f, 0xa0, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
-    let cases: [(&str, &str, &'static [u8], &str); 9] = [
-        ("10.77.101.1", "10.77.100.1:81", V4, "[::ffff:192.0.2.7]:4000"),
-        ("10.77.101.1", "10.77.100.1:82", V4, "192.0.2.7:4000"),
-        ("10.77.101.1", "10.77.100.1:82", LATER, "192.0.2.7:4000"),
-        ("fd77:0:101::1", "[fd77:0:100::1]:81", V6, "[2001:db8::7]:4000"),
+    // Where from and where to, what the SYN and the last segment of the handshake say, and who is seen.
+    let cases: [(&str, &str, &'static [u8], &'static [u8], &str); 17] = [
+        ("10.77.101.1", "10.77.100.1:81", &[], V4, "[::ffff:192.0.2.7]:4000"),
+        ("10.77.101.1", "10.77.100.1:82", &[], V4, "192.0.2.7:4000"),
+        ("10.77.101.1", "10.77.100.1:82", V4, LATER, "192.0.2.7:4000"),
+        ("fd77:0:101::1", "[fd77:0:100::1]:81", V6, V6, "[2001:db8::7]:4000"),
+        // The SYN alone: of use to a server that began to listen afterwards.
+        ("10.77.101.1", "10.77.100.1:83", V4, &[], "[::ffff:192.0.2.7]:4000"),
+        ("10.77.101.1", "10.77.100.1:84", LATER, &[], "192.0.2.7:4000"),
+        ("fd77:0:101::1", "[fd77:0:100::1]:83", V6, &[], "[2001:db8::7]:4000"),
+        ("10.77.101.1", "10.77.100.1:82", V4, &[], "10.77.101.1:PORT"),
+        // A balancer writes last what it knows best.
+        ("10.77.101.1", "10.77.100.1:84", OTHER, V4, "192.0.2.7:4000"),
         // Nobody is told: as they come.
-        ("10.77.101.1", "10.77.100.1:82", &[], "10.77.101.1:PORT"),
-        ("10.77.101.1", "10.77.100.1:82", &[254, 8, 0x0f, 0xa0], "10.77.101.1:PORT"),
-        // An IPv4 application cannot be told of a client of IPv6; and strangers are not believed.
-        ("10.77.101.1", "10.77.100.1:82", V6, "10.77.101.1:PORT"),
-        ("10.77.201.1", "10.77.100.1:82", V4, "10.77.201.1:PORT"),
-        ("fd77:0:201::1", "[fd77:0:100::1]:81", V6, "[fd77:0:201::1]:PORT"),
+        ("10.77.101.1", "10.77.100.1:84", &[], &[], "10.77.101.1:PORT"),
+        ("10.77.101.1", "10.77.100.1:84", &[254, 8, 0x0f, 0xa0], &[254, 8, 0x0f, 0xa0], "10.77.101.1:PORT"),
+        // An IPv4 application cannot be told of a client of IPv6.
+        ("10.77.101.1", "10.77.100.1:84", V6, V6, "10.77.101.1:PORT"),
+        // Strangers are not believed, wherever they write it.
+        ("10.77.201.1", "10.77.100.1:82", &[], V4, "10.77.201.1:PORT"),
+        ("10.77.201.1", "10.77.100.1:84", V4, &[], "10.77.201.1:PORT"),
+        ("10.77.201.1", "10.77.100.1:84", V4, V4, "10.77.201.1:PORT"),
+        ("fd77:0:201::1", "[fd77:0:100::1]:81", &[], V6, "[fd77:0:201::1]:PORT"),
+        ("fd77:0:201::1", "[fd77:0:100::1]:83", V6, V6, "[fd77:0:201::1]:PORT"),
     ];
-    for (from, to, options, expected) in cases {
-        assert_eq!(seen(from, to, options), expected, "{from} to {to} with {options:?}");
+    for (from, to, syn, ack, expected) in cases {
+        assert_eq!(seen(from, to, syn, ack), expected, "{from} to {to} with {syn:?} and {ack:?}");
     }
     let counts = real.run(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -177,8 +214,8 @@ fn an_application_takes_the_told_client_for_its_own() {
         standing.counts
     });
     let count = |wanted: &str| counts.iter().find(|(name, _)| *name == wanted).unwrap().1;
-    assert_eq!((count("connections with a told client"), count("connections without")), (5, 2));
+    assert_eq!((count("connections with a told client"), count("connections without")), (9, 3));
     // The VIP went with it, the host's own address is still served; and nobody is believed any more.
     lab.client.ip(&format!("neigh replace 10.77.1.1 lladdr {} dev eth0 nud permanent", mac(real)));
-    assert_eq!(seen("10.77.101.1", "10.77.1.1:82", V4), "10.77.101.1:PORT");
+    assert_eq!(seen("10.77.101.1", "10.77.1.1:84", V4, V4), "10.77.101.1:PORT");
 }

@@ -157,7 +157,11 @@ fn text(standing: &Standing) -> String {
     let from: Vec<String> = standing.from.iter().map(ToString::to_string).collect();
     let or = |list: Vec<String>, none: &str| if list.is_empty() { none.to_owned() } else { list.join(", ") };
     let interface = standing.interface.clone().unwrap_or_else(|| "gone: join again".to_owned());
-    let mode = standing.mode.as_ref().map(|mode| format!(" ({mode} XDP)")).unwrap_or_default();
+    let mode = match standing.mode.as_deref() {
+        None => String::new(),
+        Some("tcx") => " (tcx: XDP was refused, as where another program has it)".to_owned(),
+        Some(mode) => format!(" ({mode} XDP)"),
+    };
     let mss = match standing.mss {
         (0, 0) => "as servers say".to_owned(),
         (v4, v6) => format!("at most {v4} over IPv4, {v6} over IPv6"),
