@@ -7,10 +7,13 @@ mod lab;
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -19,8 +22,15 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
     loaded_programs,
 };
-use lab::{Lab, Namespace, segments::handshake};
-use tidegate_l4::real::{Join, join, leave, show};
+use lab::{
+    Lab, Namespace,
+    plane::{Plane, input},
+    segments::handshake,
+};
+use tidegate_l4::{
+    ClientAddress, Service,
+    real::{Join, join, leave, show},
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const VIPS: [&str; 2] = ["10.77.100.1", "fd77:0:100::1"];
@@ -33,7 +43,7 @@ fn server_process() {
     let Ok(cgroup) = std::env::var("REAL_TEST_CGROUP") else { return };
     fs::write(PathBuf::from(cgroup).join("cgroup.procs"), "0").unwrap();
     // Some listen at once, others when they are told to.
-    for ports in [["[::]:81", "0.0.0.0:82"], ["[::]:83", "0.0.0.0:84"]] {
+    for ports in [["[::]:8080", "0.0.0.0:82"], ["[::]:83", "0.0.0.0:84"]] {
         for at in ports {
             let listener = TcpListener::bind(at).unwrap();
             thread::spawn(move || {
@@ -59,11 +69,19 @@ struct Server {
 }
 
 impl Server {
+    /// Where it can be. Says why not, and fails instead when `LAB_REQUIRE=1`.
     fn start(namespace: &Namespace) -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let all = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
-        let cgroup = PathBuf::from(all.split(' ').nth(1)?).join(format!("tidegate-test-{}", std::process::id()));
-        fs::create_dir(&cgroup).ok()?;
+        let all = mounts.lines().map(|line| line.split(' ')).find(|line| line.clone().nth(2) == Some("cgroup2"));
+        let name = format!("tidegate-test-{}-{count}", std::process::id());
+        let cgroup = all.and_then(|mut line| line.nth(1)).map(|all| PathBuf::from(all).join(name));
+        let Some(cgroup) = cgroup.filter(|cgroup| fs::create_dir(cgroup).is_ok()) else {
+            assert!(std::env::var("LAB_REQUIRE").as_deref() != Ok("1"), "LAB_REQUIRE=1, but: no cgroups of version 2");
+            println!("SKIP no cgroups of version 2");
+            return None;
+        };
         let told = cgroup.clone();
         let mut child = namespace.run(move || {
             Command::new(std::env::current_exe().unwrap())
@@ -110,6 +128,29 @@ impl Drop for Server {
 /// Gone when the test fails, too.
 struct Pins(PathBuf);
 
+impl Pins {
+    fn join(real: &Namespace, server: &Server) -> Self {
+        let pins = Self(lab::pin_dir());
+        Self::join_at(real, server, &pins.0);
+        pins
+    }
+
+    fn join_at(real: &Namespace, server: &Server, folder: &Path) {
+        let wish = Join {
+            vips: VIPS.iter().map(|vip| vip.parse().unwrap()).collect(),
+            interface: Some("eth0".into()),
+            from: vec!["10.77.101.0/24".parse().unwrap(), "fd77:0:101::/64".parse().unwrap()],
+            toa: Some(server.cgroup.clone()),
+            folder: folder.to_owned(),
+            ..Join::default()
+        };
+        real.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            assert!(runtime.block_on(join(&wish)).unwrap().toa);
+        });
+    }
+}
+
 impl Drop for Pins {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
@@ -141,33 +182,16 @@ fn an_application_takes_the_told_client_for_its_own() {
     }
     let lab = Lab::new();
     let real = &lab.reals[0];
-    let Some(mut server) = Server::start(real) else {
-        assert!(std::env::var("LAB_REQUIRE").as_deref() != Ok("1"), "LAB_REQUIRE=1, but: no cgroups of version 2");
-        println!("SKIP no cgroups of version 2");
-        return;
-    };
+    let Some(mut server) = Server::start(real) else { return };
     for (namespace, others, at) in [(real, &SOURCES[..], mac(&lab.client)), (&lab.client, &VIPS[..], mac(real))] {
         for other in others {
             namespace.ip(&format!("neigh replace {other} lladdr {at} dev eth0 nud permanent"));
         }
     }
-    let wish = Join {
-        vips: VIPS.iter().map(|vip| vip.parse().unwrap()).collect(),
-        interface: Some("eth0".into()),
-        from: vec!["10.77.101.0/24".parse().unwrap(), "fd77:0:101::/64".parse().unwrap()],
-        toa: Some(server.cgroup.clone()),
-        folder: lab::pin_dir(),
-        ..Join::default()
-    };
-    let folder = wish.folder.clone();
-    let _pins = Pins(folder.clone());
-    real.run(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        // Twice: the new programs know what the old ones were told.
-        assert!(runtime.block_on(join(&wish)).unwrap().toa);
-        assert!(runtime.block_on(join(&wish)).unwrap().toa);
-    });
-    verified(&folder);
+    let Pins(folder) = &Pins::join(real, &server);
+    // Once more: the new programs know what the old ones were told.
+    Pins::join_at(real, &server, folder);
+    verified(folder);
     server.listen_more();
     let mut port = 5000;
     let mut seen = |from: &str, to: &str, syn: &'static [u8], ack: &'static [u8]| {
@@ -181,10 +205,10 @@ fn an_application_takes_the_told_client_for_its_own() {
     const V6: &[u8] = &[254, 20, 0x0f, 0xa0, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
     // Where from and where to, what the SYN and the last segment of the handshake say, and who is seen.
     let cases: [(&str, &str, &'static [u8], &'static [u8], &str); 17] = [
-        ("10.77.101.1", "10.77.100.1:81", &[], V4, "[::ffff:192.0.2.7]:4000"),
+        ("10.77.101.1", "10.77.100.1:8080", &[], V4, "[::ffff:192.0.2.7]:4000"),
         ("10.77.101.1", "10.77.100.1:82", &[], V4, "192.0.2.7:4000"),
         ("10.77.101.1", "10.77.100.1:82", V4, LATER, "192.0.2.7:4000"),
-        ("fd77:0:101::1", "[fd77:0:100::1]:81", V6, V6, "[2001:db8::7]:4000"),
+        ("fd77:0:101::1", "[fd77:0:100::1]:8080", V6, V6, "[2001:db8::7]:4000"),
         // The SYN alone: of use to a server that began to listen afterwards.
         ("10.77.101.1", "10.77.100.1:83", V4, &[], "[::ffff:192.0.2.7]:4000"),
         ("10.77.101.1", "10.77.100.1:84", LATER, &[], "192.0.2.7:4000"),
@@ -201,12 +225,13 @@ fn an_application_takes_the_told_client_for_its_own() {
         ("10.77.201.1", "10.77.100.1:82", &[], V4, "10.77.201.1:PORT"),
         ("10.77.201.1", "10.77.100.1:84", V4, &[], "10.77.201.1:PORT"),
         ("10.77.201.1", "10.77.100.1:84", V4, V4, "10.77.201.1:PORT"),
-        ("fd77:0:201::1", "[fd77:0:100::1]:81", &[], V6, "[fd77:0:201::1]:PORT"),
+        ("fd77:0:201::1", "[fd77:0:100::1]:8080", &[], V6, "[fd77:0:201::1]:PORT"),
         ("fd77:0:201::1", "[fd77:0:100::1]:83", V6, V6, "[fd77:0:201::1]:PORT"),
     ];
     for (from, to, syn, ack, expected) in cases {
         assert_eq!(seen(from, to, syn, ack), expected, "{from} to {to} with {syn:?} and {ack:?}");
     }
+    let folder = folder.clone();
     let counts = real.run(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let standing = runtime.block_on(show(&folder)).unwrap().unwrap();
@@ -218,4 +243,36 @@ fn an_application_takes_the_told_client_for_its_own() {
     // The VIP went with it, the host's own address is still served; and nobody is believed any more.
     lab.client.ip(&format!("neigh replace 10.77.1.1 lladdr {} dev eth0 nud permanent", mac(real)));
     assert_eq!(seen("10.77.101.1", "10.77.1.1:84", V4, V4), "10.77.101.1:PORT");
+}
+
+#[test]
+fn behind_the_appliance_a_server_that_was_not_changed_sees_the_clients_own_address() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let Some(server) = Server::start(&lab.reals[0]) else { return };
+    let _pins = Pins::join(&lab.reals[0], &server);
+    let plane = Plane::start(&lab, &["eth0"]);
+    let services: &[(&str, &[&str])] = &[(VIPS[0], &["10.77.1.1"]), (VIPS[1], &["fd77:0:1::1"])];
+    plane.give(input(1, services, &Service { client_address: ClientAddress::Toa, ..Service::default() }));
+    let seen = || {
+        let seen: SocketAddr = server.line().parse().unwrap();
+        SocketAddr::new(seen.ip().to_canonical(), seen.port())
+    };
+    // An option that the client itself wrote, which names somebody else.
+    const V4: &[u8] = &[254, 8, 0x0f, 0xa0, 192, 0, 2, 7];
+    const V6: &[u8] = &[254, 20, 0x0f, 0xa0, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+    for ((vip, liar), lie) in VIPS.into_iter().zip(["10.77.201.1", "fd77:0:201::1"]).zip([V4, V6]) {
+        let to = SocketAddr::new(vip.parse().unwrap(), 80);
+        for _ in 0..3 {
+            let client = lab.client.run(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
+            assert_eq!(seen(), client.local_addr().unwrap());
+        }
+        for (port, syn, ack) in [(6000, lie, lie), (6001, lie, &[]), (6002, &[], lie)] {
+            let from = SocketAddr::new(liar.parse().unwrap(), port);
+            handshake(&lab.client, from, to, syn, ack);
+            assert_eq!(seen(), from, "{syn:?} {ack:?}");
+        }
+    }
 }
