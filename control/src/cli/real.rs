@@ -232,4 +232,14 @@ mod tests {
         let text = text(&standing);
         assert!(text.contains("not on lo any more") && text.contains("gone: join again"), "{text}");
     }
+
+    #[test]
+    fn where_tunnels_are_taken_apart_is_shown() {
+        let at = |mode: &str| {
+            let standing = Standing { interface: Some("eth0".into()), mode: Some(mode.into()), ..Standing::default() };
+            text(&standing)
+        };
+        assert!(at("native").contains("eth0 (native XDP)"));
+        assert!(at("tcx").contains("eth0 (tcx: XDP was refused"), "{}", at("tcx"));
+    }
 }
