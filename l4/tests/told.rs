@@ -34,6 +34,8 @@ use tidegate_l4::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const VIPS: [&str; 2] = ["10.77.100.1", "fd77:0:100::1"];
+/// Where from and where to, what the SYN and the last segment of the handshake say, and who is seen.
+type Case = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);
 /// What a balancer's connections come from; a stranger's.
 const SOURCES: [&str; 4] = ["10.77.101.1", "10.77.201.1", "fd77:0:101::1", "fd77:0:201::1"];
 
@@ -203,8 +205,7 @@ fn an_application_takes_the_told_client_for_its_own() {
     const LATER: &[u8] = &[1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 254, 8, 0x0f, 0xa0, 192, 0, 2, 7];
     const OTHER: &[u8] = &[254, 8, 0x0f, 0xa1, 192, 0, 2, 8];
     const V6: &[u8] = &[254, 20, 0x0f, 0xa0, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
-    // Where from and where to, what the SYN and the last segment of the handshake say, and who is seen.
-    let cases: [(&str, &str, &'static [u8], &'static [u8], &str); 17] = [
+    let cases: [Case; 17] = [
         ("10.77.101.1", "10.77.100.1:8080", &[], V4, "[::ffff:192.0.2.7]:4000"),
         ("10.77.101.1", "10.77.100.1:82", &[], V4, "192.0.2.7:4000"),
         ("10.77.101.1", "10.77.100.1:82", V4, LATER, "192.0.2.7:4000"),
