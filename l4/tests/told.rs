@@ -7,7 +7,7 @@ mod lab;
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -24,7 +24,7 @@ use aya::programs::{
 };
 use lab::{
     Lab, Namespace,
-    plane::{Plane, input},
+    plane::{LOCALS, Plane, input},
     segments::handshake,
 };
 use tidegate_l4::{
@@ -45,7 +45,7 @@ fn server_process() {
     let Ok(cgroup) = std::env::var("REAL_TEST_CGROUP") else { return };
     fs::write(PathBuf::from(cgroup).join("cgroup.procs"), "0").unwrap();
     // Some listen at once, others when they are told to.
-    for ports in [["[::]:8080", "0.0.0.0:82"], ["[::]:83", "0.0.0.0:84"]] {
+    for ports in [["[::]:81", "0.0.0.0:82"], ["[::]:8080", "0.0.0.0:84"]] {
         for at in ports {
             let listener = TcpListener::bind(at).unwrap();
             thread::spawn(move || {
@@ -108,7 +108,7 @@ impl Server {
         Some(server)
     }
 
-    /// Has it listen at ports 83 and 84, too.
+    /// Has it listen at ports 8080 and 84, too.
     fn listen_more(&mut self) {
         self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
         assert_eq!(self.line(), "listens");
@@ -206,14 +206,14 @@ fn an_application_takes_the_told_client_for_its_own() {
     const OTHER: &[u8] = &[254, 8, 0x0f, 0xa1, 192, 0, 2, 8];
     const V6: &[u8] = &[254, 20, 0x0f, 0xa0, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
     let cases: [Case; 17] = [
-        ("10.77.101.1", "10.77.100.1:8080", &[], V4, "[::ffff:192.0.2.7]:4000"),
+        ("10.77.101.1", "10.77.100.1:81", &[], V4, "[::ffff:192.0.2.7]:4000"),
         ("10.77.101.1", "10.77.100.1:82", &[], V4, "192.0.2.7:4000"),
         ("10.77.101.1", "10.77.100.1:82", V4, LATER, "192.0.2.7:4000"),
-        ("fd77:0:101::1", "[fd77:0:100::1]:8080", V6, V6, "[2001:db8::7]:4000"),
+        ("fd77:0:101::1", "[fd77:0:100::1]:81", V6, V6, "[2001:db8::7]:4000"),
         // The SYN alone: of use to a server that began to listen afterwards.
-        ("10.77.101.1", "10.77.100.1:83", V4, &[], "[::ffff:192.0.2.7]:4000"),
+        ("10.77.101.1", "10.77.100.1:8080", V4, &[], "[::ffff:192.0.2.7]:4000"),
         ("10.77.101.1", "10.77.100.1:84", LATER, &[], "192.0.2.7:4000"),
-        ("fd77:0:101::1", "[fd77:0:100::1]:83", V6, &[], "[2001:db8::7]:4000"),
+        ("fd77:0:101::1", "[fd77:0:100::1]:8080", V6, &[], "[2001:db8::7]:4000"),
         ("10.77.101.1", "10.77.100.1:82", V4, &[], "10.77.101.1:PORT"),
         // A balancer writes last what it knows best.
         ("10.77.101.1", "10.77.100.1:84", OTHER, V4, "192.0.2.7:4000"),
@@ -226,8 +226,8 @@ fn an_application_takes_the_told_client_for_its_own() {
         ("10.77.201.1", "10.77.100.1:82", &[], V4, "10.77.201.1:PORT"),
         ("10.77.201.1", "10.77.100.1:84", V4, &[], "10.77.201.1:PORT"),
         ("10.77.201.1", "10.77.100.1:84", V4, V4, "10.77.201.1:PORT"),
-        ("fd77:0:201::1", "[fd77:0:100::1]:8080", &[], V6, "[fd77:0:201::1]:PORT"),
-        ("fd77:0:201::1", "[fd77:0:100::1]:83", V6, V6, "[fd77:0:201::1]:PORT"),
+        ("fd77:0:201::1", "[fd77:0:100::1]:81", &[], V6, "[fd77:0:201::1]:PORT"),
+        ("fd77:0:201::1", "[fd77:0:100::1]:8080", V6, V6, "[fd77:0:201::1]:PORT"),
     ];
     for (from, to, syn, ack, expected) in cases {
         assert_eq!(seen(from, to, syn, ack), expected, "{from} to {to} with {syn:?} and {ack:?}");
@@ -252,8 +252,9 @@ fn behind_the_appliance_a_server_that_was_not_changed_sees_the_clients_own_addre
         return;
     }
     let lab = Lab::new();
-    let Some(server) = Server::start(&lab.reals[0]) else { return };
+    let Some(mut server) = Server::start(&lab.reals[0]) else { return };
     let _pins = Pins::join(&lab.reals[0], &server);
+    server.listen_more();
     let plane = Plane::start(&lab, &["eth0"]);
     let services: &[(&str, &[&str])] = &[(VIPS[0], &["10.77.1.1"]), (VIPS[1], &["fd77:0:1::1"])];
     plane.give(input(1, services, &Service { client_address: ClientAddress::Toa, ..Service::default() }));
@@ -261,19 +262,45 @@ fn behind_the_appliance_a_server_that_was_not_changed_sees_the_clients_own_addre
         let seen: SocketAddr = server.line().parse().unwrap();
         SocketAddr::new(seen.ip().to_canonical(), seen.port())
     };
-    // An option that the client itself wrote, which names somebody else.
+    // An option that the client itself wrote, which names somebody else; and with no room for another.
     const V4: &[u8] = &[254, 8, 0x0f, 0xa0, 192, 0, 2, 7];
     const V6: &[u8] = &[254, 20, 0x0f, 0xa0, 0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
-    for ((vip, liar), lie) in VIPS.into_iter().zip(["10.77.201.1", "fd77:0:201::1"]).zip([V4, V6]) {
+    const LONG_V4: &[u8] = &long::<40>(V4);
+    const LONG_V6: &[u8] = &long::<40>(V6);
+    let lies = [(V4, LONG_V4, "10.77.201.1"), (V6, LONG_V6, "fd77:0:201::1")];
+    for (vip, (lie, long, liar)) in VIPS.into_iter().zip(lies) {
         let to = SocketAddr::new(vip.parse().unwrap(), 80);
         for _ in 0..3 {
             let client = lab.client.run(move || TcpStream::connect_timeout(&to, PATIENCE).unwrap());
             assert_eq!(seen(), client.local_addr().unwrap());
         }
-        for (port, syn, ack) in [(6000, lie, lie), (6001, lie, &[]), (6002, &[], lie)] {
+        // What the SYN told holds. Where nothing did, the connection is the balancer's.
+        let local = LOCALS[usize::from(to.is_ipv6())];
+        let cases: [(&[u8], &[u8], &str); 6] = [
+            (lie, lie, liar),
+            (lie, &[], liar),
+            (&[], lie, liar),
+            (long, lie, liar),
+            (lie, long, liar),
+            (long, long, local),
+        ];
+        for (port, (syn, ack, expected)) in (6000..).zip(cases) {
             let from = SocketAddr::new(liar.parse().unwrap(), port);
             handshake(&lab.client, from, to, syn, ack);
-            assert_eq!(seen(), from, "{syn:?} {ack:?}");
+            let seen = seen();
+            assert_eq!(seen.ip(), expected.parse::<IpAddr>().unwrap(), "{syn:?} {ack:?}");
+            assert!(expected != liar || seen == from, "{seen}: {syn:?} {ack:?}");
         }
     }
+}
+
+/// The option behind so many others that it ends where the longest header does.
+const fn long<const N: usize>(option: &[u8]) -> [u8; N] {
+    let mut all = [1; N];
+    let mut at = 0;
+    while at < option.len() {
+        all[N - option.len() + at] = option[at];
+        at += 1;
+    }
+    all
 }
