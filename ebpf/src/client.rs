@@ -115,13 +115,17 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
         Err(reason) => return Step::drop(reason),
     };
     let mut tell = plan.tell;
+    let mut change = 0;
     if tell != Tell::NOTHING {
         let (options, payload) = (tell.options(seen.v4), tell.payload(seen.v4));
         let small = hop.mtu == 0 || seen.length as usize + options + payload <= hop.mtu as usize;
         let fits = (tcp.offset >> 4) as usize * 4 + options <= TCP_MOST && stretch::elastic(packet, seen);
         if tell == Tell::TOA {
-            // Another segment will tell.
-            tell = if small && fits { tell } else { Tell::NOTHING };
+            if !small || !fits {
+                // Another segment will tell, and this one shall not tell what the client made up.
+                tell = Tell::NOTHING;
+                change = options::silence(packet, seen.l4);
+            }
         } else if !small {
             // The client sends more than it was told to.
             return Step::refuse(Reason::TooBig, hop.mtu.wrapping_sub(payload as u16));
@@ -137,7 +141,9 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
         client_port: seen.tuple.source_port,
         vip_port: seen.tuple.destination_port,
     };
-    let change = if blot == 0 { 0 } else { options::edit(packet, seen.l4, 0, blot) as u32 };
+    if blot != 0 {
+        change = options::edit(packet, seen.l4, 0, blot) as u32;
+    }
     let edits = Edits { sequence: plan.shift, acknowledgement: ahead.wrapping_neg(), change };
     // What is told lies behind everything that a translation looks at.
     if tell != Tell::NOTHING && stretch::tell(packet, seen, tell, &ends) == 0 {

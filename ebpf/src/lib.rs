@@ -54,3 +54,11 @@ mod unusual;
 pub mod wire;
 
 pub use balance::{Packet, Stage, Tables, Verdict, balance, quick as usual, whole};
+
+/// Of every object that is made with this. The kernel lends some of its helpers only to programs that say so, and loaders
+/// say it by themselves for an object without this section.
+#[cfg(feature = "kernel")]
+#[used]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,6 +1,6 @@
 //! The TCP options of a SYN or of its answer: the MSS is read or lowered, others are blotted out.
 
-use crate::{balance::Packet, wire::Tcp};
+use crate::{balance::Packet, toa, wire::Tcp};
 
 const END: u8 = 0;
 const NOTHING: u8 = 1;
@@ -23,22 +23,67 @@ pub const ROOM: usize = 64;
 /// Options may begin at any byte, which no header type does: they are copied, and copied back.
 #[inline(never)]
 pub(crate) fn edit<P: Packet>(packet: &mut P, l4: u16, less: u16, blot: u32) -> u64 {
-    let first = l4 as usize + size_of::<Tcp>();
-    let Some(tcp) = packet.at::<Tcp>(l4 as usize) else { return 0 };
-    let length = ((tcp.offset >> 4) as usize * 4).wrapping_sub(size_of::<Tcp>()) & (ROOM - 1);
     let mut bytes = [0; ROOM];
-    if length == 0 || length > MOST || !packet.load(first, &mut bytes, length) {
+    let length = load(packet, l4, &mut bytes);
+    if length == 0 {
         return 0;
     }
     let before = sum(&bytes);
     let mss = walk(&mut bytes, length, less, blot != 0);
-    let after = sum(&bytes);
-    if before != after && !packet.store(first, &bytes, length) {
+    u64::from(store(packet, l4, &bytes, length, before)) | u64::from(mss) << 32
+}
+
+/// Makes every option mean nothing that tells a client's address: whoever connects can write it. Returns what was
+/// changed, for the checksum.
+///
+/// Place by place, with a bit for each that says whether an option begins there: however many there are, the verifier
+/// has two cases at each (see `real::options`).
+#[inline(never)]
+pub(crate) fn silence<P: Packet>(packet: &mut P, l4: u16) -> u32 {
+    let mut bytes = [0; ROOM];
+    let length = load(packet, l4, &mut bytes);
+    if length == 0 {
+        return 0;
+    }
+    let before = sum(&bytes);
+    let mut begins = 1_u64;
+    let mut at = 0;
+    while at < MOST {
+        let here = begins & 1;
+        begins >>= 1;
+        if here != 0 {
+            let kind = bytes[at];
+            let size = if kind == NOTHING { 1 } else { bytes[at + 1] };
+            if kind == END || kind != NOTHING && size < 2 {
+                break;
+            }
+            if kind == toa::KIND {
+                bytes[at] = UNKNOWN;
+            }
+            begins |= 1_u64.checked_shl(u32::from(size).wrapping_sub(1)).unwrap_or(0);
+        }
+        at += 1;
+    }
+    store(packet, l4, &bytes, length, before)
+}
+
+/// How many bytes of options there are.
+#[inline(always)]
+fn load<P: Packet>(packet: &mut P, l4: u16, bytes: &mut [u8; ROOM]) -> usize {
+    let Some(tcp) = packet.at::<Tcp>(l4 as usize) else { return 0 };
+    let length = ((tcp.offset >> 4) as usize * 4).wrapping_sub(size_of::<Tcp>()) & (ROOM - 1);
+    let there = length != 0 && length <= MOST && packet.load(l4 as usize + size_of::<Tcp>(), bytes, length);
+    if there { length } else { 0 }
+}
+
+#[inline(always)]
+fn store<P: Packet>(packet: &mut P, l4: u16, bytes: &[u8; ROOM], length: usize, before: u32) -> u32 {
+    let after = sum(bytes);
+    if before != after && !packet.store(l4 as usize + size_of::<Tcp>(), bytes, length) {
         return 0;
     }
     // Of every half the complement of what was, and what is.
-    let change = (MOST as u32 / 2 * 0xffff).wrapping_sub(before).wrapping_add(after);
-    u64::from(change) | u64::from(mss) << 32
+    (MOST as u32 / 2 * 0xffff).wrapping_sub(before).wrapping_add(after)
 }
 
 #[inline(always)]

@@ -34,6 +34,8 @@ pub mod map {
 /// The programs by their names.
 pub mod program {
     pub const OPEN: &str = "open";
+    /// The same where [`OPEN`] finds no place.
+    pub const OPEN_TC: &str = "open_tc";
     pub const CLAMP: &str = "clamp";
     pub const LEARN: &str = "learn";
     pub const PEER_V4: &str = "peer_v4";

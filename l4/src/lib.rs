@@ -33,6 +33,7 @@ mod links;
 mod mapped;
 pub mod maps;
 pub mod network;
+mod pins;
 pub mod real;
 pub mod see;
 mod stats;

@@ -7,7 +7,6 @@
 //!
 //! All of it is in the kernel, and nothing outlives a restart of the machine: then it is joined again.
 
-mod links;
 mod programs;
 mod sysctls;
 
@@ -29,7 +28,7 @@ use tracing::info;
 use crate::{
     kernel,
     network::{Link, Network},
-    xdp,
+    pins, xdp,
 };
 
 /// Where GUE comes by default (the port that the kernel's own documentation uses).
@@ -111,7 +110,7 @@ pub struct Standing {
     /// The VIPs, and whether `lo` has them.
     pub vips: BTreeMap<IpAddr, bool>,
     pub interface: Option<String>,
-    /// How the tunnels' program runs: `native` or `generic`.
+    /// How the tunnels' program runs: `native` or `generic` as XDP, or `tcx`, where XDP was refused.
     pub mode: Option<String>,
     pub ipip: bool,
     pub gue: Option<u16>,
@@ -179,7 +178,7 @@ pub async fn leave(folder: &Path) -> anyhow::Result<bool> {
         entries => entries.with_context(|| format!("reading {}", folder.display()))?,
     };
     for entry in entries.flatten() {
-        links::unpin(&entry.path())?;
+        pins::unpin(&entry.path())?;
     }
     fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))?;
     Ok(true)

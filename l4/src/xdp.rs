@@ -24,6 +24,7 @@ use crate::{
     kernel::{explain, explain_program, privileges},
     maps::{Maps, sizes, survivors},
     network::Link,
+    pins,
     report::Attached,
 };
 
@@ -149,7 +150,7 @@ pub fn remove(folder: &Path) -> anyhow::Result<()> {
             || name.starts_with(EXPLAIN)
             || name.starts_with(LINK_PREFIX)
         {
-            fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
+            pins::unpin(&entry.path())?;
         }
     }
     fs::remove_dir(folder).with_context(|| format!("removing {}", folder.display()))
@@ -278,7 +279,7 @@ fn unpin_others(folder: &Path, link: &Link) -> anyhow::Result<()> {
         let name = entry.file_name();
         let rest = name.to_str().and_then(|name| name.strip_prefix(&prefix)).and_then(|rest| rest.split_once('-'));
         if rest.is_some_and(|(index, _)| index.parse::<u32>().is_ok()) {
-            fs::remove_file(entry.path()).with_context(|| format!("unpinning {}", entry.path().display()))?;
+            pins::unpin(&entry.path())?;
         }
     }
     Ok(())

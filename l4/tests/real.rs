@@ -15,12 +15,16 @@ use std::{
     time::Duration,
 };
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{
+    EbpfLoader,
+    programs::{SchedClassifier, TcAttachType, Xdp, XdpMode},
+};
 use imbl::{OrdMap, OrdSet};
 use lab::{Lab, Namespace};
 use tidegate_l4::{
     Config, Forward, Frontend, Input, Protocol, Real, RealState, Report, Service,
     real::{Join, Standing, Tunnel, join, leave, show},
+    xdp,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -195,6 +199,15 @@ fn echo(client: &Namespace, vip: &str, port: u16) -> u32 {
     mss
 }
 
+/// A byte there and back.
+fn go_on(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut got = [9];
+    stream.write_all(&[7]).unwrap();
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(got, [7]);
+}
+
 /// What `join` may change, as the kernel shows it.
 fn traces(namespace: &Namespace) -> Vec<String> {
     namespace.run(|| {
@@ -211,8 +224,10 @@ fn traces(namespace: &Namespace) -> Vec<String> {
             names.iter().flat_map(|name| ["all", "eth0"].map(|at| sysctl(&format!("{at}/{name}")))).collect();
         found.push(ip("-o addr show dev lo"));
         found.push(format!("xdp {}", ip("link show dev eth0").contains("xdp")));
-        let (_, programs) = SchedClassifier::query_tcx("eth0", TcAttachType::Egress).unwrap();
-        found.push(format!("{} tcx programs", programs.len()));
+        for (side, name) in [(TcAttachType::Egress, "out"), (TcAttachType::Ingress, "in")] {
+            let (_, programs) = SchedClassifier::query_tcx("eth0", side).unwrap();
+            found.push(format!("{} tcx programs {name}", programs.len()));
+        }
         found
     })
 }
@@ -263,19 +278,13 @@ fn joining_again_is_the_same_and_connections_go_on() {
     let once = traces(&lab.reals[0]);
     assert!(once.iter().any(|line| line == "eth0/arp_ignore 1"), "{once:?}");
     assert!(once.iter().any(|line| line == "eth0/rp_filter 2"), "{once:?}");
-    assert!(once.iter().any(|line| line == "1 tcx programs"), "{once:?}");
+    assert!(once.iter().any(|line| line == "1 tcx programs out"), "{once:?}");
     host.serve_all();
     let _plane = Plane::start(&lab, &VIPS);
     let mut streams: Vec<TcpStream> =
         WAYS.iter().map(|(port, ..)| connect(&lab.client, VIPS[0], *port, PATIENCE).unwrap()).collect();
-    for round in 0..3_u8 {
-        for stream in &mut streams {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let mut got = [9];
-            stream.write_all(&[round]).unwrap();
-            stream.read_exact(&mut got).unwrap();
-            assert_eq!(got, [round]);
-        }
+    for _ in 0..3 {
+        streams.iter_mut().for_each(go_on);
         host.join(host.wish());
         assert_eq!(traces(&lab.reals[0]), once);
     }
@@ -323,6 +332,63 @@ fn an_interface_without_xdp_of_its_own_is_as_good() {
     assert!(host.show().unwrap().vips.values().all(|there| !there));
     assert!(host.join(wish).vips.values().all(|there| *there));
     all();
+}
+
+/// Somebody else's XDP program, which lets everything pass, until it is dropped.
+fn other_program(namespace: &Namespace, mode: XdpMode) -> aya::Ebpf {
+    namespace.run(move || {
+        let mut loader = EbpfLoader::new();
+        for name in ["flows", "records", "rings", "reals", "real_counts"] {
+            loader.map_max_entries(name, 16);
+        }
+        let mut ebpf = loader.load(xdp::object().unwrap()).unwrap();
+        let pass: &mut Xdp = ebpf.program_mut("pass").unwrap().try_into().unwrap();
+        pass.load().unwrap();
+        pass.attach("eth0", mode).unwrap();
+        ebpf
+    })
+}
+
+#[test]
+fn behind_the_xdp_program_of_somebody_else_tunnels_are_taken_apart_all_the_same() {
+    if lab::skip() {
+        return;
+    }
+    let lab = Lab::new();
+    let real = &lab.reals[0];
+    let host = Host::new(real);
+    let before = traces(real);
+    let mut plane = None;
+    let all = || {
+        for (vip, (port, ..)) in VIPS.into_iter().flat_map(|vip| WAYS.map(|way| (vip, way))) {
+            echo(&lab.client, vip, port);
+        }
+    };
+    for mode in [XdpMode::Driver, XdpMode::Skb] {
+        let other = other_program(real, mode);
+        assert_eq!(host.join(host.wish()).mode.as_deref(), Some("tcx"));
+        if plane.is_none() {
+            host.serve_all();
+            plane = Some(Plane::start(&lab, &VIPS));
+        }
+        all();
+        for (count, name) in host.show().unwrap().counts.iter().map(|(name, count)| (count, name)).take(8) {
+            assert!(*count > 50, "{name}: {count}");
+        }
+        let mut streams: Vec<TcpStream> =
+            WAYS.iter().map(|(port, ..)| connect(&lab.client, VIPS[0], *port, PATIENCE).unwrap()).collect();
+        // Joined again, and once more when the place is free: connections go on, and one program of ours is there.
+        assert_eq!(host.join(host.wish()).mode.as_deref(), Some("tcx"));
+        assert!(traces(real).contains(&"1 tcx programs in".to_owned()), "{:?}", traces(real));
+        streams.iter_mut().for_each(go_on);
+        drop(other);
+        assert_eq!(host.join(host.wish()).mode.as_deref(), Some("native"));
+        assert!(traces(real).contains(&"0 tcx programs in".to_owned()), "{:?}", traces(real));
+        streams.iter_mut().for_each(go_on);
+        all();
+        assert!(host.leave());
+        assert_eq!(traces(real), before);
+    }
 }
 
 #[test]

@@ -157,7 +157,11 @@ fn text(standing: &Standing) -> String {
     let from: Vec<String> = standing.from.iter().map(ToString::to_string).collect();
     let or = |list: Vec<String>, none: &str| if list.is_empty() { none.to_owned() } else { list.join(", ") };
     let interface = standing.interface.clone().unwrap_or_else(|| "gone: join again".to_owned());
-    let mode = standing.mode.as_ref().map(|mode| format!(" ({mode} XDP)")).unwrap_or_default();
+    let mode = match standing.mode.as_deref() {
+        None => String::new(),
+        Some("tcx") => " (tcx: XDP was refused, as where another program has it)".to_owned(),
+        Some(mode) => format!(" ({mode} XDP)"),
+    };
     let mss = match standing.mss {
         (0, 0) => "as servers say".to_owned(),
         (v4, v6) => format!("at most {v4} over IPv4, {v6} over IPv6"),
@@ -227,5 +231,15 @@ mod tests {
         let standing = Standing { vips: [("10.77.100.1".parse().unwrap(), false)].into(), ..Standing::default() };
         let text = text(&standing);
         assert!(text.contains("not on lo any more") && text.contains("gone: join again"), "{text}");
+    }
+
+    #[test]
+    fn where_tunnels_are_taken_apart_is_shown() {
+        let at = |mode: &str| {
+            let standing = Standing { interface: Some("eth0".into()), mode: Some(mode.into()), ..Standing::default() };
+            text(&standing)
+        };
+        assert!(at("native").contains("eth0 (native XDP)"));
+        assert!(at("tcx").contains("eth0 (tcx: XDP was refused"), "{}", at("tcx"));
     }
 }

@@ -3,6 +3,8 @@
 #![no_std]
 #![no_main]
 
+#[path = "real/behind.rs"]
+mod behind;
 #[path = "real/toa.rs"]
 mod toa;
 
@@ -77,6 +79,24 @@ fn count(what: Count) {
     }
 }
 
+/// The bytes at an offset, if they lie between the packet's start and its end.
+///
+/// # Safety
+///
+/// Start and end are a context's, read since the packet was last changed, and nobody else refers to the bytes.
+#[inline(always)]
+unsafe fn inside<'a, T: Wire>(start: usize, end: usize, offset: usize) -> Option<&'a mut T> {
+    // The mask bounds offsets that are not constant, as the verifier wants; it changes none.
+    let start = start + (offset & (FURTHEST - 1));
+    if start + size_of::<T>() > end {
+        return None;
+    }
+    // SAFETY: the bytes are inside the packet (checked above, and by the verifier again), and `Wire` takes any bytes.
+    // They may be misaligned: a load or store is one instruction all the same (see `wire`), and nothing else is made of
+    // the alignment.
+    Some(unsafe { &mut *(start as *mut T) })
+}
+
 struct Frame(*mut xdp_md);
 
 impl Packet for Frame {
@@ -94,17 +114,8 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
-        // SAFETY: as above.
-        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-        // The mask bounds offsets that are not constant, as the verifier wants; it changes none.
-        let start = start + (offset & (FURTHEST - 1));
-        if start + size_of::<T>() > end {
-            return None;
-        }
-        // SAFETY: the bytes are inside the packet (checked above, and by the verifier again), `Wire` takes any bytes,
-        // and the borrow of the only handle to the packet keeps a second reference out. It may be misaligned: a load
-        // or store is one instruction all the same (see `wire`), and nothing else is made of the alignment.
-        Some(unsafe { &mut *(start as *mut T) })
+        // SAFETY: as above; the borrow of the only handle to the packet keeps a second reference out.
+        unsafe { inside((*self.0).data as usize, (*self.0).data_end as usize, offset) }
     }
 
     #[inline(always)]

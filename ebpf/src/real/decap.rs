@@ -44,6 +44,15 @@ pub struct Peel {
     pub count: Count,
 }
 
+impl Peel {
+    /// What the Ethernet header must say.
+    #[inline(always)]
+    #[must_use]
+    pub fn ethertype(&self) -> u16 {
+        if self.inner_v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 }
+    }
+}
+
 struct Outer {
     v4: bool,
     source: Address,
@@ -66,6 +75,8 @@ struct Inner {
 /// "Congestion experienced" (RFC 3168).
 const CONGESTED: u8 = 3;
 const NETWORK: usize = size_of::<Ethernet>();
+/// Nothing behind so many bytes is looked at.
+pub const LOOKED_AT: usize = NETWORK + size_of::<Ipv6>() + size_of::<Udp>() + size_of::<Ipv6>();
 
 /// Takes a tunnel's headers away, if they are for us. The Ethernet header moves, with the new type.
 #[inline(always)]
@@ -76,17 +87,17 @@ pub fn open<P: Packet>(packet: &mut P, known: &impl Known) -> Look {
         if !packet.grow(-(peel.length as i32)) {
             return Look::Refused(Count::Broken);
         }
-        let ethertype = if peel.inner_v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 };
         if let Some(head) = packet.at::<Ethernet>(0) {
-            *head = Ethernet { ethertype, ..ethernet };
+            *head = Ethernet { ethertype: peel.ethertype(), ..ethernet };
         }
     }
     look
 }
 
-/// Decides, and carries the mark of congestion over from the outer header to the inner one (RFC 6040).
+/// Decides, and carries the mark of congestion over from the outer header to the inner one (RFC 6040). Nothing is taken
+/// away yet: where the packet is no bare frame any more, the kernel has to know more than how much.
 #[inline(always)]
-fn look<P: Packet>(packet: &mut P, known: &impl Known) -> Look {
+pub fn look<P: Packet>(packet: &mut P, known: &impl Known) -> Look {
     let Some(outer) = outer(packet) else { return Look::Other };
     let settings = known.settings();
     let udp = NETWORK + outer.header;

@@ -3,7 +3,9 @@
 /// TCP's header without options.
 const BASE: usize = 20;
 /// The most that the header's length field can say.
-const LONGEST: usize = 60;
+pub const LONGEST: usize = 60;
+/// The byte that says how long the header is.
+pub const OFFSET: usize = 12;
 const END: u8 = 0;
 const NOTHING: u8 = 1;
 const MSS: u8 = 2;
@@ -17,30 +19,33 @@ pub fn header_length(offset: u8) -> usize {
 }
 
 /// Where the first wanted option begins. The header is given byte by byte, as each of its readers has other bounds.
+///
+/// Place by place and not option by option, and the header's end is looked at last: so the verifier has two cases at
+/// each place, begun or not, instead of all the ways to get there (a tenth of the work). A bit for each place from here
+/// on says where an option begins, and is shifted out: the compiler sees through a place that is compared with, and the
+/// verifier would remember every bit that it has seen.
 #[inline(always)]
 pub fn find(header: usize, wanted: impl Fn(u8, u8) -> bool, byte: impl Fn(usize) -> Option<u8>) -> Option<usize> {
-    let end = if header < LONGEST { header } else { LONGEST };
-    let mut at = BASE;
-    // Every option is a byte at least. A constant bound, as the verifier wants one.
-    for _ in BASE..LONGEST {
-        if at >= end {
+    let mut begins = 1_u64;
+    for at in BASE..LONGEST {
+        let here = begins & 1;
+        begins >>= 1;
+        if here == 0 {
+            continue;
+        }
+        let kind = byte(at)?;
+        if kind == END {
             return None;
         }
-        match byte(at)? {
-            END => return None,
-            NOTHING => at += 1,
-            kind => {
-                let length = byte(at + 1)?;
-                let next = at + length as usize;
-                if length < 2 || next > end {
-                    return None;
-                }
-                if wanted(kind, length) {
-                    return Some(at);
-                }
-                at = next;
-            }
+        let length = if kind == NOTHING { 1 } else { byte(at + 1)? };
+        if wanted(kind, length) {
+            // What was found behind the header's end is payload.
+            return if at + length as usize <= header { Some(at) } else { None };
         }
+        if kind != NOTHING && length < 2 {
+            return None;
+        }
+        begins |= 1_u64.checked_shl(u32::from(length) - 1)?;
     }
     None
 }

@@ -181,6 +181,26 @@ fn a_told_flow_takes_the_quick_way_again_once_the_real_knows() {
 }
 
 #[test]
+fn a_client_that_leaves_no_room_to_tell_of_it_tells_nothing_else() {
+    for v4 in [true, false] {
+        for before in [0, 1, 20] {
+            let mut talk = Talk::new(v4, Service::TOA, 0);
+            let told = talk.toa();
+            let lie = |kind: u8| {
+                let mut options = vec![1; before];
+                options.extend([&[kind], &told[1..], &[8, 10, 0, 0, 0, 1, 0, 0, 0, 0]].concat());
+                options.resize(40, 1);
+                options
+            };
+            let syn = talk.out(Segment { sequence: 1000, flags: SYN, options: lie(254), ..Segment::default() });
+            assert_eq!((syn.flags, syn.options), (SYN, lie(253)), "{before}");
+            let last = talk.out(Segment { options: lie(254), ..segment(1001, 5001, ACK, b"") });
+            assert_eq!(last.options, lie(253), "{before}");
+        }
+    }
+}
+
+#[test]
 fn a_new_connection_in_an_old_ones_port_gets_its_own_header() {
     let mut talk = Talk::new(true, Service::PROXY, 0);
     talk.open(1000, 5000);

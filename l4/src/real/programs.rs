@@ -13,8 +13,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
     programs::{
         CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SockOps, TcAttachType, Xdp,
-        links::{FdLink, PinnedLink},
-        tc::{self, SchedClassifierLink},
+        links::{FdLink, LinkOrder, PinnedLink},
+        tc::{self, SchedClassifierLink, TcAttachOptions},
     },
     util::KernelVersion,
 };
@@ -25,12 +25,12 @@ use tidegate_ebpf::{
 };
 use tracing::info;
 
-use super::{Join, Tunnel, links, net, prefix};
+use super::{Join, Tunnel, net, prefix};
 use crate::{
     config::{Config, Mode},
     kernel,
     network::Link,
-    xdp,
+    pins, xdp,
 };
 
 /// The object that `cargo xtask ebpf` built, or nothing.
@@ -108,7 +108,7 @@ impl Programs<'_> {
 
     /// Attaches what is needed in the place of what was there, and takes away the rest.
     pub(super) fn attach(&mut self, join: &Join, link: &Link) -> anyhow::Result<()> {
-        let mut wanted = vec![clamp_pin(link)];
+        let mut wanted = vec![tc_pin(program::CLAMP, link)];
         self.clamp(link)?;
         if join.tunnel != Tunnel::None {
             wanted.push(self.open(link)?);
@@ -120,32 +120,57 @@ impl Programs<'_> {
         for entry in fs::read_dir(self.folder).context("listing what is pinned")?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !wanted.contains(&name) && !map::ALL.contains(&name.as_str()) {
-                links::unpin(&entry.path())?;
+                pins::unpin(&entry.path())?;
             }
         }
         Ok(())
     }
 
+    /// In the driver, or behind it where that knows no XDP, or behind the XDP program of somebody else. A packet that two
+    /// of ours see for a moment, while one takes over from the other, is opened once: what was inside is no tunnel of ours.
     fn open(&mut self, link: &Link) -> anyhow::Result<String> {
         let config = Config { pin_dir: self.folder.to_path_buf(), mode: Mode::Auto, ..Config::default() };
         let program: &mut Xdp = self.program(program::OPEN)?;
         program.load().map_err(|error| kernel::explain_program(program::OPEN, error))?;
-        let mode = xdp::attach(program, link, &config)?;
-        info!(interface = link.name, mode, "tunnels are taken apart");
-        Ok(format!("{}{}-{}-{mode}", xdp::LINK_PREFIX, link.name, link.index))
+        let refused = match xdp::attach(program, link, &config) {
+            Ok(mode) => {
+                info!(interface = link.name, mode, "tunnels are taken apart");
+                return Ok(format!("{}{}-{}-{mode}", xdp::LINK_PREFIX, link.name, link.index));
+            }
+            Err(refused) => refused,
+        };
+        let nowhere =
+            || format!("there is no place on {} to take tunnels apart; XDP was refused: {refused:#}", link.name);
+        if old_tc() {
+            bail!("{}; and behind XDP there is one since Linux 6.6 alone", nowhere());
+        }
+        self.tcx(program::OPEN_TC, link, TcAttachType::Ingress).with_context(nowhere)?;
+        info!(interface = link.name, "tunnels are taken apart at tcx, as XDP was refused: {refused:#}");
+        Ok(tc_pin(program::OPEN_TC, link))
     }
 
     fn clamp(&mut self, link: &Link) -> anyhow::Result<()> {
-        let pin = clamp_pin(link);
-        let folder = self.folder;
-        let old = old_tc();
+        if !old_tc() {
+            return self.tcx(program::CLAMP, link, TcAttachType::Egress);
+        }
         let program: &mut SchedClassifier = self.program(program::CLAMP)?;
         program.load().map_err(|error| kernel::explain_program(program::CLAMP, error))?;
-        if old {
-            // There already, or nothing to detach: as good.
-            let _ = tc::qdisc_add_clsact(&link.name);
-            let _ = tc::qdisc_detach_program(&link.name, TcAttachType::Egress, program::CLAMP);
-        }
+        // There already, or nothing to detach: as good.
+        let _ = tc::qdisc_add_clsact(&link.name);
+        let _ = tc::qdisc_detach_program(&link.name, TcAttachType::Egress, program::CLAMP);
+        let id = program
+            .attach(&link.name, TcAttachType::Egress)
+            .with_context(|| format!("attaching to {} (is sch_ingress in this kernel?)", link.name))?;
+        // A filter is no link: it stays until it is detached by name.
+        std::mem::forget(program.take_link(id).context("taking the new link")?);
+        Ok(())
+    }
+
+    fn tcx(&mut self, name: &str, link: &Link, side: TcAttachType) -> anyhow::Result<()> {
+        let folder = self.folder;
+        let pin = tc_pin(name, link);
+        let program: &mut SchedClassifier = self.program(name)?;
+        program.load().map_err(|error| kernel::explain_program(name, error))?;
         // The program in the link of an earlier join: no packet sees both.
         if let Ok(pinned) = PinnedLink::from_pin(folder.join(&pin))
             && let Ok(earlier) = SchedClassifierLink::try_from(FdLink::from(pinned))
@@ -154,16 +179,12 @@ impl Programs<'_> {
             // The handle may go: the pin holds the link.
             return program.take_link(id).map(drop).context("taking the link");
         }
+        // What others do there is meant for what is inside the tunnel.
         let id = program
-            .attach(&link.name, TcAttachType::Egress)
-            .with_context(|| format!("attaching to {} (is sch_ingress or tcx in this kernel?)", link.name))?;
+            .attach_with_options(&link.name, side, TcAttachOptions::TcxOrder(LinkOrder::first()))
+            .with_context(|| format!("attaching to {} (is tcx in this kernel?)", link.name))?;
         let taken = program.take_link(id).context("taking the new link")?;
-        if old {
-            // A filter is no link: it stays until it is detached by name.
-            std::mem::forget(taken);
-            return Ok(());
-        }
-        links::pin(taken.try_into().context("a link of tcx")?, folder, &pin)
+        pins::pin(taken.try_into().context("a link of tcx")?, folder, &pin)
     }
 
     fn toa(&mut self, cgroup: &Path) -> anyhow::Result<()> {
@@ -183,7 +204,7 @@ impl Programs<'_> {
                 let id = program.attach(&group, MODE).with_context(wrong)?;
                 program.take_link(id)?.try_into().context("this kernel has no links for cgroups (Linux 5.7)")?
             };
-            links::pin(link, folder, name)?;
+            pins::pin(link, folder, name)?;
         }
         Ok(())
     }
@@ -197,8 +218,8 @@ impl Programs<'_> {
     }
 }
 
-fn clamp_pin(link: &Link) -> String {
-    format!("{}-{}-{}", program::CLAMP, link.name, link.index)
+fn tc_pin(name: &str, link: &Link) -> String {
+    format!("{name}-{}-{}", link.name, link.index)
 }
 
 /// Before Linux 6.6 a filter has no link.
@@ -219,8 +240,12 @@ pub(super) fn leave_interface(links: &[Link], index: u32) {
 /// How the tunnels' program is attached, by its pin.
 pub(super) fn mode(folder: &Path) -> Option<String> {
     let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let link = names.into_iter().find(|name| name.starts_with(xdp::LINK_PREFIX))?;
-    link.rsplit_once('-').map(|(_, mode)| mode.to_owned())
+    names.into_iter().find_map(|name| {
+        if name.starts_with(program::OPEN_TC) {
+            return Some("tcx".to_owned());
+        }
+        name.strip_prefix(xdp::LINK_PREFIX)?.rsplit_once('-').map(|(_, mode)| mode.to_owned())
+    })
 }
 
 pub(super) fn toa(folder: &Path) -> bool {

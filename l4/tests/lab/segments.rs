@@ -12,17 +12,17 @@ use super::Namespace;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
-/// Connects, with these options in its SYN and in the segment that completes the handshake. The namespace must know the
-/// way to the other end, and need not have the address.
-pub fn handshake(namespace: &Namespace, from: SocketAddr, to: SocketAddr, options: &'static [u8]) {
+/// Connects, with these options in its SYN, and those in the segment that completes the handshake. The namespace must
+/// know the way to the other end, and need not have the address.
+pub fn handshake(namespace: &Namespace, from: SocketAddr, to: SocketAddr, first: &'static [u8], last: &'static [u8]) {
     namespace.run(move || {
         let ethertype = if to.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
         let packets = socket(libc::AF_PACKET, libc::SOCK_DGRAM, i32::from((ethertype as u16).to_be()));
         let stack =
             socket(if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_RAW, libc::IPPROTO_RAW);
-        send(&stack, &packet(from, to, 1, 0, SYN, options), to.ip()).unwrap();
+        send(&stack, &packet(from, to, 1, 0, SYN, first), to.ip()).unwrap();
         let sequence = answer(&packets, from, to);
-        send(&stack, &packet(from, to, 2, sequence.wrapping_add(1), ACK, options), to.ip()).unwrap();
+        send(&stack, &packet(from, to, 2, sequence.wrapping_add(1), ACK, last), to.ip()).unwrap();
     });
 }
 

@@ -1,21 +1,28 @@
 //! Who the client is: learnt from TCP's headers, told to whoever asks for a socket's peer.
 //!
-//! The balancer writes the option into every segment of a client until the real has answered one that is no SYN: the
-//! one that completes the handshake always has it. An application asks with `getpeername`, and the kernel also in
-//! `accept`.
+//! Our balancer writes the option into every segment of a client until the real has answered one that is no SYN: the
+//! one that completes the handshake always has it. Others write it into the SYN alone, or there is room for it in the
+//! SYN alone. An application asks with `getpeername`, and the kernel also in `accept`.
 
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, bpf_sock_ops},
+    bindings::{
+        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, bpf_sock_ops,
+    },
     btf_maps::SkStorage,
-    helpers::bpf_sk_storage_get,
+    helpers::{bpf_getsockopt, bpf_setsockopt, bpf_sk_storage_get},
     macros::{btf_map, cgroup_sock_addr, sock_ops},
     programs::{SockAddrContext, SockOpsContext},
 };
 use tidegate_ebpf::{
     abi::Address,
-    real::{Client, Count, decap::Known as _, options, toa},
+    real::{
+        Client, Count,
+        decap::Known as _,
+        options::{self, LONGEST, OFFSET},
+        toa,
+    },
 };
 
 use super::{Maps, count};
@@ -24,22 +31,33 @@ use super::{Maps, count};
 static CLIENTS: SkStorage<Client> = SkStorage::new();
 
 const AF_INET: u32 = 2;
-/// The byte of TCP's header that says how long it is.
-const OFFSET: usize = 12;
-const LONGEST: usize = 60;
+// tcp.h; the second is for programs like this alone (Linux 5.10).
+const SOL_TCP: i32 = 6;
+const TCP_SAVE_SYN: i32 = 27;
+const TCP_BPF_SYN: i32 = 1005;
 
 /// Learns the clients of the connections that are accepted in the cgroup, from the packet that completes the handshake.
-/// Whoever listened before this was attached need not start again.
+/// Whoever listened before this was attached need not start again, unless the option stands in the SYN alone.
 #[sock_ops]
 pub fn learn(context: SockOpsContext) -> u32 {
-    if context.op() == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && Maps.is_from(&peer(&context)) {
-        let told = match in_packet(context.ops) {
-            Some(client) => remember(context.ops, client),
-            None => false,
-        };
-        count(if told { Count::Told } else { Count::Untold });
+    match context.op() {
+        BPF_SOCK_OPS_TCP_LISTEN_CB => keep_syns(context.ops),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if Maps.is_from(&peer(&context)) => {
+            let client = in_packet(context.ops).or_else(|| in_syn(context.ops));
+            let told = client.is_some_and(|client| remember(context.ops, client));
+            count(if told { Count::Told } else { Count::Untold });
+        }
+        _ => {}
     }
     1
+}
+
+/// Has a server that begins to listen keep the SYN of each of its connections.
+#[inline(always)]
+fn keep_syns(ops: *mut bpf_sock_ops) {
+    let mut on = 1_i32;
+    // SAFETY: the context is the kernel's, and the value lives as long as the call.
+    unsafe { bpf_setsockopt(ops.cast(), SOL_TCP, TCP_SAVE_SYN, (&raw mut on).cast(), size_of::<i32>() as i32) };
 }
 
 #[inline(always)]
@@ -58,10 +76,15 @@ fn peer(context: &SockOpsContext) -> Address {
 /// the kind of an experimental one: that is the client's port.)
 #[inline(always)]
 fn in_packet(ops: *mut bpf_sock_ops) -> Option<Client> {
-    // SAFETY: fields of the kernel's context; both may be null, and then nothing is inside.
-    let (start, end) =
-        unsafe { ((*ops).__bindgen_anon_3.skb_data as usize, (*ops).__bindgen_anon_4.skb_data_end as usize) };
     let byte = |at: usize| {
+        // SAFETY: fields of the kernel's context; both may be null, and then nothing is inside. Read anew for each byte,
+        // so that the verifier need not carry along how much of the packet was found to be there.
+        let (start, end) = unsafe {
+            (
+                ptr::read_volatile(&raw const (*ops).__bindgen_anon_3.skb_data) as usize,
+                ptr::read_volatile(&raw const (*ops).__bindgen_anon_4.skb_data_end) as usize,
+            )
+        };
         // A header has no more, and the verifier must see the bound.
         if at >= LONGEST || start + at + 1 > end {
             return None;
@@ -69,6 +92,23 @@ fn in_packet(ops: *mut bpf_sock_ops) -> Option<Client> {
         // SAFETY: inside the header (checked above, and by the verifier again).
         Some(unsafe { *((start + at) as *const u8) })
     };
+    toa::read(options::header_length(byte(OFFSET)?), byte)
+}
+
+/// Aligned, so that it is zeroed by words.
+#[repr(C, align(8))]
+struct Syn([u8; LONGEST]);
+
+/// The SYN's TCP header, which a server keeps that was told to, and which no SYN cookie leaves.
+#[inline(always)]
+fn in_syn(ops: *mut bpf_sock_ops) -> Option<Client> {
+    let mut syn = Syn([0; LONGEST]);
+    // SAFETY: the context is the kernel's, and the buffer is as long as the helper is told.
+    let length = unsafe { bpf_getsockopt(ops.cast(), SOL_TCP, TCP_BPF_SYN, (&raw mut syn).cast(), LONGEST as i32) };
+    if length <= 0 {
+        return None;
+    }
+    let byte = |at: usize| syn.0.get(at).copied();
     toa::read(options::header_length(byte(OFFSET)?), byte)
 }
 

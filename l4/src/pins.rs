@@ -18,7 +18,7 @@ const OBJ_GET: libc::c_long = 7;
 const LINK_DETACH: libc::c_long = 34;
 
 /// Pins a link in the place of an earlier one, which is detached once the new one is there.
-pub(super) fn pin(link: FdLink, folder: &Path, name: &str) -> anyhow::Result<()> {
+pub(crate) fn pin(link: FdLink, folder: &Path, name: &str) -> anyhow::Result<()> {
     // No dots: a BPF file system wants none.
     let (path, next) = (folder.join(name), folder.join(format!("{name}-next")));
     let _ = fs::remove_file(&next);
@@ -30,7 +30,7 @@ pub(super) fn pin(link: FdLink, folder: &Path, name: &str) -> anyhow::Result<()>
 }
 
 /// Takes a pin away: a link's program sees no packet after this.
-pub(super) fn unpin(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn unpin(path: &Path) -> anyhow::Result<()> {
     open(path).into_iter().for_each(|link| detach(&link));
     fs::remove_file(path).with_context(|| format!("unpinning {}", path.display()))
 }
