@@ -28,7 +28,7 @@ use crate::{
     input::{Frontend, Input, Refused, Service},
     maps::Maps,
     network::{Link, Network},
-    report::{Attached, Drained, Report, ServiceCounters},
+    report::{Attached, DrainTotals, Drained, Report, ServiceCounters},
     stats::{Counted, Stats, monotonic},
     tables::{Moved, Tables, Write},
     xdp,
@@ -168,6 +168,7 @@ impl Core {
             drops: self.maps.drops()?,
             moves: self.tables.moved(),
             drains: self.drains.ended(),
+            drained: self.drains.totals(),
         })
     }
 }
@@ -180,6 +181,7 @@ struct Seen {
     drops: Vec<(&'static str, u64)>,
     moves: Moved,
     drains: Vec<Drained>,
+    drained: DrainTotals,
 }
 
 /// As the program reads it. No interface: the kernel is asked for the way.
@@ -433,6 +435,7 @@ impl Plane {
             drops: self.seen.drops.clone(),
             moves: self.seen.moves,
             drains: self.seen.drains.clone(),
+            drained: self.seen.drained,
             fail_open: health.fail_open,
             probes: health.probes,
             problems: self.standing.iter().chain(&self.passing).chain(&health.problems).cloned().collect(),
