@@ -31,6 +31,7 @@ pub struct Report {
     pub moves: Moved,
     /// The last drains that ended, the newest last.
     pub drains: Vec<Drained>,
+    pub drained: DrainTotals,
     /// Services whose bad reals get new flows all the same, since nearly all of them look bad; `problems` says more.
     pub fail_open: Vec<Frontend>,
     pub probes: Probes,
@@ -113,6 +114,14 @@ pub enum Verdict {
     Down,
     /// What its traffic looks like speaks against it, for a while.
     Ejected,
+}
+
+/// Drains that ended since the process started, also those that `drains` tells no more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrainTotals {
+    pub ended: u64,
+    /// The flows that were alive when their reals left.
+    pub cut: u64,
 }
 
 /// A real that left the Input.

@@ -7,7 +7,10 @@ use super::{
     client::Client,
     table::{count, pairs, table},
 };
-use crate::api::StatusBody;
+use crate::api::{Layer4Status, StatusBody};
+
+/// At most so many front ends that are fail-open are named.
+const NAMED: usize = 10;
 
 pub(super) async fn status(remote: &Remote) -> anyhow::Result<()> {
     let client = Client::new(remote)?;
@@ -38,6 +41,9 @@ fn render(status: &StatusBody) -> String {
     if let Some(node) = &status.follows {
         rows.push(("follows", node.clone()));
     }
+    if let Some(layer4) = &status.layer4 {
+        rows.extend(summary(layer4));
+    }
     let mut text = pairs(&rows) + "\n\n";
     let planes: Vec<Vec<String>> = status
         .planes
@@ -60,8 +66,107 @@ fn render(status: &StatusBody) -> String {
             text += &format!("\nproblem of {}: {problem}", plane.plane);
         }
     }
+    text.extend(status.layer4.iter().flat_map(signs).map(|sign| format!("\n{sign}")));
     for alarm in &status.alarms {
         text += &format!("\nALARM {} since {}: {}", alarm.key, alarm.since, alarm.text);
     }
     text.trim_end().to_owned() + "\n"
+}
+
+/// Layer 4 in a few lines.
+fn summary(layer4: &Layer4Status) -> Vec<(&'static str, String)> {
+    let Layer4Status { attached, front_ends, reals, moves, drains, probes, .. } = layer4;
+    let modes: Vec<String> = attached.iter().map(|at| format!("{} ({})", at.interface, at.mode)).collect();
+    let place = if modes.is_empty() { "NOT ATTACHED".to_owned() } else { format!("at {}", modes.join(", ")) };
+    let carries = format!(
+        "{place}; {} with {} ({} down, {} ejected), {} live",
+        count(*front_ends, "front end"),
+        count(reals.all, "real"),
+        reals.down,
+        reals.ejected,
+        connections(reals.live),
+    );
+    let changed = format!(
+        "{} ended, {} broken; {} moves under way, {} ended by force with {} lost, {} slots without a move",
+        count(drains.ended as usize, "drain"),
+        connections(drains.cut),
+        moves.now,
+        moves.forced,
+        connections(moves.lost),
+        moves.at_once,
+    );
+    let mut rows = vec![("layer 4", carries), ("changes", changed)];
+    if probes.sent + probes.unable > 0 {
+        let last =
+            probes.last_error.as_ref().map_or_else(String::new, |error| format!("; the last that failed: {error}"));
+        let said = format!(
+            "{} sent, {} failed, {} could not be sent, {} late{last}",
+            probes.sent, probes.failed, probes.unable, probes.late
+        );
+        rows.push(("probes", said));
+    }
+    rows
+}
+
+fn connections(number: u64) -> String {
+    count(number as usize, "connection")
+}
+
+/// What somebody should look at.
+fn signs(layer4: &Layer4Status) -> Vec<String> {
+    let mut signs = Vec::new();
+    let open = &layer4.fail_open;
+    let named = open.iter().take(NAMED);
+    signs.extend(named.map(|open| {
+        format!("fail-open: {} at {}: nearly all instances look bad, all are used", open.elb, open.listen)
+    }));
+    if open.len() > NAMED {
+        signs.push(format!("fail-open: and {} more", open.len() - NAMED));
+    }
+    let growing = layer4.drops.iter().filter(|drops| drops.last_minute > 0);
+    signs.extend(growing.map(|drops| {
+        let packets = count(drops.last_minute as usize, "packet");
+        format!("dropped in the last minute: {packets} ({}): {}", drops.reason, drops.advice)
+    }));
+    signs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layer_4_is_summed_up_and_what_needs_a_look_is_named() {
+        let mut layer4: Layer4Status = serde_json::from_str(
+            r#"{"attached":[{"interface":"eth0","mode":"native"}],"front_ends":2,
+                "reals":{"all":3,"down":1,"ejected":0,"live":41},
+                "fail_open":[{"elb":"web","listen":"tcp 10.77.100.1:80"}],
+                "drops":[{"reason":"denied","total":9,"last_minute":2,"advice":"see --deny"},
+                         {"reason":"ttl","total":1,"last_minute":0,"advice":"a loop"}],
+                "moves":{"now":5,"settled":70,"forced":1,"lost":2,"at_once":0},
+                "drains":{"ended":1,"cut":0},
+                "probes":{"sent":10,"failed":2,"unable":0,"late":0,"last_error":"refused"}}"#,
+        )
+        .unwrap();
+        let rows = summary(&layer4);
+        let said = |name| rows.iter().find(|(known, _)| *known == name).unwrap().1.as_str();
+        assert_eq!(
+            said("layer 4"),
+            "at eth0 (native); 2 front ends with 3 reals (1 down, 0 ejected), 41 connections live"
+        );
+        assert_eq!(
+            said("changes"),
+            "1 drain ended, 0 connections broken; 5 moves under way, 1 ended by force with 2 connections lost, 0 slots \
+             without a move"
+        );
+        assert_eq!(said("probes"), "10 sent, 2 failed, 0 could not be sent, 0 late; the last that failed: refused");
+        let told = signs(&layer4);
+        assert_eq!(told[0], "fail-open: web at tcp 10.77.100.1:80: nearly all instances look bad, all are used");
+        assert_eq!(told[1..], ["dropped in the last minute: 2 packets (denied): see --deny"]);
+
+        layer4.attached.clear();
+        layer4.fail_open = vec![layer4.fail_open[0].clone(); 12];
+        assert!(summary(&layer4)[0].1.starts_with("NOT ATTACHED"));
+        assert_eq!(signs(&layer4)[NAMED], "fail-open: and 2 more");
+    }
 }
