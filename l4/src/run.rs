@@ -29,7 +29,7 @@ use crate::{
     links::Links,
     maps::Maps,
     network::{Link, Network},
-    report::{Attached, DrainTotals, Drained, Report, ServiceCounters},
+    report::{DrainTotals, Drained, Report, ServiceCounters},
     stats::{Counted, Stats, monotonic},
     tables::{Moved, Tables, Write},
     xdp,

@@ -48,6 +48,8 @@ pub struct RealBody {
     /// Packets, and new connections or flows, since the maps were made.
     pub packets: u64,
     pub flows: u64,
+    /// Its resets before any answer (full NAT), since the maps were made.
+    pub refusals: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
@@ -83,7 +85,8 @@ impl RealBody {
 impl DrainBody {
     pub fn says(&self) -> String {
         let Self { listen, real, began_at, lasted_s, cut } = self;
-        format!("{listen} {real} drained for {lasted_s} s from {began_at}: {cut} broken")
+        let broken = if *cut == 1 { "1 connection broken".to_owned() } else { format!("{cut} connections broken") };
+        format!("{listen} {real} drained for {lasted_s} s from {began_at}: {broken}")
     }
 }
 
@@ -118,6 +121,7 @@ fn real(frontend: &Frontend, status: Option<&ElbStatus>, known: &RealCounters) -
         live: known.live,
         packets: known.packets,
         flows: known.flows,
+        refusals: known.resets,
     }
 }
 
@@ -218,7 +222,7 @@ mod tests {
         assert!((Timestamp::now() - body.drains[0].began_at).as_hours() == 0, "{body:?}");
         let told = body.drains[0].says();
         assert!(told.starts_with("tcp 10.77.100.1:80 10.77.2.9:8080 drained for 12 s from 2"), "{told}");
-        assert!(told.ends_with(": 0 broken"), "{told}");
+        assert!(told.ends_with(": 0 connections broken"), "{told}");
         assert_eq!(body.fail_open, ["tcp 10.77.100.1:80"]);
     }
 }

@@ -100,11 +100,6 @@ fn reals(page: &mut Page, report: &Report, owners: &Owners<'_>) {
             rows = rows.row(&labels(&owner(owners, frontend), frontend, &protocol(frontend)), sum);
         }
     }
-    let mut rows = page.counter("tidegate_l4_refusals_total", "Resets of reals before any answer (full NAT).");
-    for (frontend, counters) in &report.services {
-        let sum: u64 = counters.reals.iter().map(|real| real.resets).sum();
-        rows = rows.row(&labels(&owner(owners, frontend), frontend, &protocol(frontend)), sum);
-    }
 }
 
 fn protocol(frontend: &Frontend) -> &'static str {

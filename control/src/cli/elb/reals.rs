@@ -55,6 +55,7 @@ mod tests {
             live: Some(2),
             packets: 70,
             flows: 5,
+            refusals: 0,
         };
         let gone = RealBody { instance: None, verdict: None, live: None, ..real.clone() };
         let text = columns(&[real, gone]);
