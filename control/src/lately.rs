@@ -29,6 +29,10 @@ struct Counts {
 
 impl Lately {
     pub fn note(&mut self, report: &Report, now: Instant) {
+        // Until the counters were read there are none, and they do not begin at 0: the maps may be older than the process.
+        if report.drops.is_empty() {
+            return;
+        }
         let counts = Counts { drops: report.drops.clone(), moved: report.moves };
         // The newest is replaced until it is far enough from the one before it.
         if let [.., (before, _), (last, _)] = self.kept.make_contiguous()
@@ -45,7 +49,6 @@ impl Lately {
     /// What was dropped in the last minute, by reason; reasons without a drop are left out.
     pub fn drops(&self) -> Vec<(&'static str, u64)> {
         let Some((before, now)) = self.between(MINUTE) else { return Vec::new() };
-        // A reason that the older count lacks was not read yet then, which says nothing of when its drops were.
         let grown = |(reason, count): &(&'static str, u64)| {
             let (_, old) = before.drops.iter().find(|(known, _)| known == reason)?;
             count.checked_sub(*old).filter(|grown| *grown > 0).map(|grown| (*reason, grown))
@@ -102,8 +105,12 @@ mod tests {
         assert_eq!(lately.drops(), []);
         // Before the first reading a report has no drops, and what is read then may be from long ago.
         lately.note(&report(&[], 0, 0), start);
-        lately.note(&report(&[("denied", 500), ("ttl", 3)], 0, 0), start + Duration::from_secs(1));
+        let second = Duration::from_secs(1);
+        lately.note(&report(&[("denied", 490), ("ttl", 3)], 0, 0), start + second);
         assert_eq!(lately.drops(), []);
+        lately.note(&report(&[("denied", 500), ("ttl", 3)], 0, 0), start + 2 * second);
+        assert_eq!(lately.drops(), [("denied", 10)], "the first minute is told too");
+        lately.kept.clear();
         let at = |second: u64, denied| {
             (start + Duration::from_secs(second), report(&[("denied", denied), ("ttl", 3)], 0, 0))
         };
@@ -125,12 +132,12 @@ mod tests {
     fn lost_connections_are_a_problem_for_ten_minutes() {
         let start = Instant::now();
         let mut lately = Lately::default();
-        lately.note(&report(&[], 7, 9), start);
+        lately.note(&report(&[("ttl", 0)], 7, 9), start);
         assert!(lately.problems().is_empty(), "what was before is old");
         let mut seconds = Vec::new();
         for second in 1..1000 {
             let (lost, at_once) = if second < 100 { (7, 9) } else { (12, 10) };
-            lately.note(&report(&[], lost, at_once), start + Duration::from_secs(second));
+            lately.note(&report(&[("ttl", 0)], lost, at_once), start + Duration::from_secs(second));
             let problems = lately.problems();
             if !problems.is_empty() {
                 assert!(

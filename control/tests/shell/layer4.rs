@@ -129,9 +129,11 @@ async fn an_elb_shows_each_instance_with_its_health_its_live_connections_and_the
     assert_eq!(layer4["fail_open"], json!(["tcp 10.77.100.1:80"]));
 
     let page = text(&node, "/elbs/demo").await;
-    for said in
-        ["drains: 3 connections live; 3 probes in a row failed: refused", "drained for 30 s from ", ": 0 connections broken"]
-    {
+    for said in [
+        "drains: 3 connections live; 3 probes in a row failed: refused",
+        "drained for 30 s from ",
+        ": 0 connections broken",
+    ] {
         assert!(page.contains(said), "{said:?} is missing in {page}");
     }
 }
