@@ -44,7 +44,7 @@ pub struct RealsBody {
     pub down: usize,
     /// Their traffic speaks against them, for a while.
     pub ejected: usize,
-    /// Connections and UDP flows alive; in the modes without translation those on slots that move.
+    /// Connections and UDP flows known to be alive: in the modes without translation only those of instances that drain are.
     pub live: u64,
 }
 

@@ -233,7 +233,7 @@ fn layer4_summary(layer4: &Layer4Status) -> Markup {
             @if attached.is_empty() { span class="bad" { "not attached" } "; " }
             @for at in attached { code { (at.interface) } " (" (at.mode) "); " }
             (layer4.front_ends) " front ends, " (reals.all) " reals (" (reals.down) " down, " (reals.ejected) " ejected), "
-            (reals.live) " connections live; " (drains.ended) " drains ended, " (drains.cut) " connections broken."
+            (reals.live) " connections known to be live; " (drains.ended) " drains ended, " (drains.cut) " connections cut."
         }
         @for open in fail_open {
             p { span class="bad" { "fail-open" } " " a href=(format!("/elbs/{}", open.elb)) { (open.elb) } " " (open.listen) }

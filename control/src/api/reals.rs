@@ -38,12 +38,13 @@ pub struct RealBody {
     /// `serve`, `drain` or `hold`, as the instance's verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
-    /// `up`, `down`, `ejected` (its traffic speaks against it) or `unknown` (nothing does; it is not probed).
+    /// `up`, `down`, `ejected` (its traffic speaks against it) or `unchecked` (nothing speaks against it, and no
+    /// check has ended yet or there is none).
     pub health: String,
     /// The reason of a verdict against it.
     pub why: Option<String>,
-    /// Connections and UDP flows alive; in the modes without translation those on slots that move, which are all of an
-    /// instance that drains. Absent: not counted yet.
+    /// Connections and UDP flows alive. Absent: not counted yet, or not known, since in the modes without translation only
+    /// those of an instance that drains are.
     pub live: Option<u64>,
     /// Packets, and new connections or flows, since the maps were made.
     pub packets: u64,
@@ -61,7 +62,8 @@ pub struct DrainBody {
     pub began_at: Timestamp,
     /// How long it drained, s.
     pub lasted_s: u64,
-    /// Connections that were alive when it left: 0 is the proof that nobody lost one.
+    /// Connections that were alive when it left: 0 is the proof that its leaving cost nobody one. What the instance ended
+    /// itself before is not counted.
     pub cut: u64,
 }
 
@@ -85,8 +87,8 @@ impl RealBody {
 impl DrainBody {
     pub fn says(&self) -> String {
         let Self { listen, real, began_at, lasted_s, cut } = self;
-        let broken = if *cut == 1 { "1 connection broken".to_owned() } else { format!("{cut} connections broken") };
-        format!("{listen} {real} drained for {lasted_s} s from {began_at}: {broken}")
+        let cut = if *cut == 1 { "1 connection cut".to_owned() } else { format!("{cut} connections cut") };
+        format!("{listen} {real} drained for {lasted_s} s from {began_at}: {cut}")
     }
 }
 
@@ -155,7 +157,7 @@ fn drain(drained: &Drained) -> DrainBody {
 
 pub(super) fn word(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Unknown => "unknown",
+        Verdict::Unknown => "unchecked",
         Verdict::Up => "up",
         Verdict::Down => "down",
         Verdict::Ejected => "ejected",
@@ -222,7 +224,7 @@ mod tests {
         assert!((Timestamp::now() - body.drains[0].began_at).as_hours() == 0, "{body:?}");
         let told = body.drains[0].says();
         assert!(told.starts_with("tcp 10.77.100.1:80 10.77.2.9:8080 drained for 12 s from 2"), "{told}");
-        assert!(told.ends_with(": 0 connections broken"), "{told}");
+        assert!(told.ends_with(": 0 connections cut"), "{told}");
         assert_eq!(body.fail_open, ["tcp 10.77.100.1:80"]);
     }
 }

@@ -1,5 +1,7 @@
 //! `tidegate status`.
 
+use std::collections::BTreeSet;
+
 use http::Method;
 
 use super::{
@@ -7,10 +9,10 @@ use super::{
     client::Client,
     table::{count, pairs, table},
 };
-use crate::api::{Layer4Status, StatusBody};
+use crate::api::{Layer4Status, MovesBody, StatusBody};
 
-/// At most so many front ends that are fail-open are named.
-const NAMED: usize = 10;
+/// At most so many ELBs that are fail-open are named.
+const NAMED: usize = 5;
 
 pub(super) async fn status(remote: &Remote) -> anyhow::Result<()> {
     let client = Client::new(remote)?;
@@ -66,7 +68,7 @@ fn render(status: &StatusBody) -> String {
             text += &format!("\nproblem of {}: {problem}", plane.plane);
         }
     }
-    text.extend(status.layer4.iter().flat_map(signs).map(|sign| format!("\n{sign}")));
+    text.extend(status.layer4.iter().flat_map(drops).map(|told| format!("\n{told}")));
     for alarm in &status.alarms {
         text += &format!("\nALARM {} since {}: {}", alarm.key, alarm.since, alarm.text);
     }
@@ -75,25 +77,23 @@ fn render(status: &StatusBody) -> String {
 
 /// Layer 4 in a few lines.
 fn summary(layer4: &Layer4Status) -> Vec<(&'static str, String)> {
-    let Layer4Status { attached, front_ends, reals, moves, drains, probes, .. } = layer4;
+    let Layer4Status { attached, front_ends, reals, drains, probes, .. } = layer4;
     let modes: Vec<String> = attached.iter().map(|at| format!("{} ({})", at.interface, at.mode)).collect();
     let place = if modes.is_empty() { "NOT ATTACHED".to_owned() } else { format!("at {}", modes.join(", ")) };
     let carries = format!(
-        "{place}; {} with {} ({} down, {} ejected), {} live",
+        "{place}; {} with {} ({} down, {} ejected), {} known to be live{}",
         count(*front_ends, "front end"),
         count(reals.all, "real"),
         reals.down,
         reals.ejected,
         connections(reals.live),
+        fail_open(layer4),
     );
     let changed = format!(
-        "{} ended, {} broken; {} moves under way, {} ended by force with {} lost, {} slots without a move",
+        "since the start {} ended with {} cut{}",
         count(drains.ended as usize, "drain"),
         connections(drains.cut),
-        moves.now,
-        moves.forced,
-        connections(moves.lost),
-        moves.at_once,
+        moves(&layer4.moves)
     );
     let mut rows = vec![("layer 4", carries), ("changes", changed)];
     if probes.sent + probes.unable > 0 {
@@ -108,32 +108,45 @@ fn summary(layer4: &Layer4Status) -> Vec<(&'static str, String)> {
     rows
 }
 
+/// The planes' problems say why.
+fn fail_open(layer4: &Layer4Status) -> String {
+    let elbs: BTreeSet<&str> = layer4.fail_open.iter().map(|open| open.elb.as_str()).collect();
+    let named: Vec<&str> = elbs.iter().copied().take(NAMED).collect();
+    match elbs.len() {
+        0 => String::new(),
+        all if all > NAMED => format!("; FAIL-OPEN: {} and {} more", named.join(", "), all - NAMED),
+        _ => format!("; FAIL-OPEN: {}", named.join(", ")),
+    }
+}
+
+/// Only the modes without translation have moves, and most of them cost nothing.
+fn moves(moves: &MovesBody) -> String {
+    let told = [
+        (moves.now, format!("{} under way", count(moves.now as usize, "move"))),
+        (moves.forced, format!("{} ended by force with {} lost", moves.forced, connections(moves.lost))),
+        (moves.at_once, format!("{} changed hands without a move", count(moves.at_once as usize, "ring slot"))),
+    ];
+    told.into_iter().filter(|(number, _)| *number > 0).map(|(_, said)| format!("; {said}")).collect()
+}
+
 fn connections(number: u64) -> String {
     count(number as usize, "connection")
 }
 
-/// What somebody should look at.
-fn signs(layer4: &Layer4Status) -> Vec<String> {
-    let mut signs = Vec::new();
-    let open = &layer4.fail_open;
-    let named = open.iter().take(NAMED);
-    signs.extend(named.map(|open| {
-        format!("fail-open: {} at {}: nearly all instances look bad, all are used", open.elb, open.listen)
-    }));
-    if open.len() > NAMED {
-        signs.push(format!("fail-open: and {} more", open.len() - NAMED));
-    }
+/// What is dropped now.
+fn drops(layer4: &Layer4Status) -> Vec<String> {
     let growing = layer4.drops.iter().filter(|drops| drops.last_minute > 0);
-    signs.extend(growing.map(|drops| {
+    let told = growing.map(|drops| {
         let packets = count(drops.last_minute as usize, "packet");
         format!("dropped in the last minute: {packets} ({}): {}", drops.reason, drops.advice)
-    }));
-    signs
+    });
+    told.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::FailOpenBody;
 
     #[test]
     fn layer_4_is_summed_up_and_what_needs_a_look_is_named() {
@@ -152,21 +165,20 @@ mod tests {
         let said = |name| rows.iter().find(|(known, _)| *known == name).unwrap().1.as_str();
         assert_eq!(
             said("layer 4"),
-            "at eth0 (native); 2 front ends with 3 reals (1 down, 0 ejected), 41 connections live"
+            "at eth0 (native); 2 front ends with 3 reals (1 down, 0 ejected), 41 connections known to be live; FAIL-OPEN: web"
         );
         assert_eq!(
             said("changes"),
-            "1 drain ended, 0 connections broken; 5 moves under way, 1 ended by force with 2 connections lost, 0 slots \
-             without a move"
+            "since the start 1 drain ended with 0 connections cut; 5 moves under way; 1 ended by force with 2 connections lost"
         );
         assert_eq!(said("probes"), "10 sent, 2 failed, 0 could not be sent, 0 late; the last that failed: refused");
-        let told = signs(&layer4);
-        assert_eq!(told[0], "fail-open: web at tcp 10.77.100.1:80: nearly all instances look bad, all are used");
-        assert_eq!(told[1..], ["dropped in the last minute: 2 packets (denied): see --deny"]);
+        assert_eq!(drops(&layer4), ["dropped in the last minute: 2 packets (denied): see --deny"]);
 
         layer4.attached.clear();
-        layer4.fail_open = vec![layer4.fail_open[0].clone(); 12];
-        assert!(summary(&layer4)[0].1.starts_with("NOT ATTACHED"));
-        assert_eq!(signs(&layer4)[NAMED], "fail-open: and 2 more");
+        let open = |elb: usize| FailOpenBody { elb: format!("web-{elb}"), ..layer4.fail_open[0].clone() };
+        layer4.fail_open = (0..7).flat_map(|elb| [open(elb), open(elb)]).collect();
+        let said = summary(&layer4)[0].1.clone();
+        assert!(said.starts_with("NOT ATTACHED"), "{said}");
+        assert!(said.ends_with("FAIL-OPEN: web-0, web-1, web-2, web-3, web-4 and 2 more"), "{said}");
     }
 }

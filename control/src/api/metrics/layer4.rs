@@ -81,7 +81,7 @@ fn services(page: &mut Page, report: &Report, owners: &Owners<'_>) {
 /// Summed over the reals of a front end: instances come and go, and labels must not.
 fn reals(page: &mut Page, report: &Report, owners: &Owners<'_>) {
     type Read = fn(&RealCounters) -> u64;
-    let gauges: [(&str, &str, Read); 4] = [
+    let gauges: [(&str, &str, Read); 3] = [
         ("tidegate_l4_reals", "Reals, those that drain too.", |_| 1),
         ("tidegate_l4_reals_down", "Reals that fail their probes.", |real| {
             u64::from(real.health.verdict == Verdict::Down)
@@ -89,14 +89,22 @@ fn reals(page: &mut Page, report: &Report, owners: &Owners<'_>) {
         ("tidegate_l4_reals_ejected", "Reals that their traffic speaks against, for a while.", |real| {
             u64::from(real.health.verdict == Verdict::Ejected)
         }),
-        ("tidegate_l4_live_flows", "Flows alive; in the modes without translation those on moving slots.", |real| {
-            real.live.unwrap_or_default()
-        }),
     ];
     for (name, help, read) in gauges {
         let mut rows = page.gauge(name, help);
         for (frontend, counters) in &report.services {
             let sum: u64 = counters.reals.iter().map(read).sum();
+            rows = rows.row(&labels(&owner(owners, frontend), frontend, &protocol(frontend)), sum);
+        }
+    }
+    let mut rows = page.gauge(
+        "tidegate_l4_live_flows",
+        "Flows alive, where they are known: in the modes without translation only those of reals that drain are.",
+    );
+    for (frontend, counters) in &report.services {
+        // No row is better than a 0 that nobody counted.
+        let known = counters.reals.iter().filter_map(|real| real.live);
+        if let Some(sum) = known.reduce(|sum, live| sum + live) {
             rows = rows.row(&labels(&owner(owners, frontend), frontend, &protocol(frontend)), sum);
         }
     }
