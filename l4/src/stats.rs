@@ -125,6 +125,6 @@ mod tests {
     fn live_flows_are_told_only_where_all_of_them_are_known() {
         assert!(countable(Forward::FullNat, RealState::Active) && countable(Forward::FullNat, RealState::Draining));
         assert!(countable(Forward::Direct, RealState::Draining));
-        assert!(!countable(Forward::Direct, RealState::Active) && !countable(Forward::Ipip, RealState::Active));
+        assert!(!countable(Forward::Direct, RealState::Active) && !countable(Forward::IpIp, RealState::Active));
     }
 }

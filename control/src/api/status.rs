@@ -32,7 +32,7 @@ pub struct StatusBody {
     pub instances: usize,
     pub marathon: MarathonSeen,
     pub planes: Vec<PlaneBody>,
-    /// Only where this machine runs layer 4.
+    /// Only where this machine runs layer 4, once it has counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer4: Option<Layer4Status>,
     /// What is wrong now.
@@ -81,10 +81,14 @@ pub(super) fn planes(view: &View, snapshot: &Snapshot) -> Vec<PlaneBody> {
         .collect()
 }
 
-/// Where this machine runs it.
+/// Where this machine runs it, from its first count on: until then nobody knows whether it is attached.
 pub(super) fn layer4_status(view: &View, snapshot: &Snapshot) -> Option<Layer4Status> {
     let desired = &snapshot.state.desired;
-    view.layer4(|report| view.lately(|lately| layer4(report, lately, desired)))
+    let told = view.layer4(|report| {
+        let counted = !report.drops.is_empty();
+        counted.then(|| view.lately(|lately| layer4(report, lately, desired)))
+    });
+    told.flatten()
 }
 
 /// The whole process on one page.

@@ -139,7 +139,7 @@ async fn an_elb_shows_each_instance_with_its_health_its_live_connections_and_the
 }
 
 #[tokio::test]
-async fn an_elb_of_another_plane_or_machine_says_nothing_of_layer_4() {
+async fn where_layer_4_is_not_or_has_not_counted_yet_nothing_is_said_of_it() {
     let node = node().await;
     let (status, made) = node.ask("PUT", "/v1/elbs/web", r#"{"type":"layer7","rules":[{"app":"/demo"}]}"#).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");
@@ -148,6 +148,10 @@ async fn an_elb_of_another_plane_or_machine_says_nothing_of_layer_4() {
     let (_, status) = control.ask("GET", "/v1/status", "").await;
     assert!(status.get("layer4").is_none(), "{status}");
     assert!(!text(&control, "/metrics").await.contains("tidegate_l4_"));
+
+    let starting = Node::with_planes().await;
+    let (_, status) = starting.ask("GET", "/v1/status", "").await;
+    assert!(status.get("layer4").is_none(), "a plane that has not counted yet is not *not attached*: {status}");
 }
 
 #[tokio::test]
