@@ -100,7 +100,7 @@ fn summary(layer4: &Layer4Status) -> Vec<(&'static str, String)> {
         let last =
             probes.last_error.as_ref().map_or_else(String::new, |error| format!("; the last that failed: {error}"));
         let said = format!(
-            "{} sent, {} failed, {} could not be sent, {} late{last}",
+            "since the start {} sent, {} failed, {} could not be sent, {} late{last}",
             probes.sent, probes.failed, probes.unable, probes.late
         );
         rows.push(("probes", said));
@@ -171,7 +171,10 @@ mod tests {
             said("changes"),
             "since the start 1 drain ended with 0 connections cut; 5 moves under way; 1 ended by force with 2 connections lost"
         );
-        assert_eq!(said("probes"), "10 sent, 2 failed, 0 could not be sent, 0 late; the last that failed: refused");
+        assert_eq!(
+            said("probes"),
+            "since the start 10 sent, 2 failed, 0 could not be sent, 0 late; the last that failed: refused"
+        );
         assert_eq!(drops(&layer4), ["dropped in the last minute: 2 packets (denied): see --deny"]);
 
         layer4.attached.clear();
