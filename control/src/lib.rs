@@ -8,7 +8,7 @@
 //!                 └────── View ◄── Effects: publish, fetch, probe, remember, alarm
 //! ```
 //!
-//! Pure: `model`, `compile`, `cycle` (no clock, socket, file or dice; `now` is an argument). Everything else is I/O and
+//! Pure: `model`, `compile`, `cycle`, `lately` (no clock, socket, file or dice; `now` is an argument). Everything else is I/O and
 //! decides nothing. Start reading at [`cycle::step`].
 
 pub mod api;
@@ -18,6 +18,7 @@ pub mod conduct;
 pub mod config;
 pub mod cycle;
 pub mod io;
+pub mod lately;
 pub mod model;
 pub mod run;
 pub mod view;

@@ -129,6 +129,10 @@ pub async fn run_until(config: Config, stop: CancellationToken) -> anyhow::Resul
     helpers.spawn(conductor.run(events, decrees, stop.clone()));
     helpers.spawn(marathon::follow(config.marathon.clone(), event_in.clone(), fetches, stop.clone()));
     helpers.spawn(conduct::errands(errands, event_in));
+    helpers.spawn({
+        let (view, stop) = (view.clone(), stop.clone());
+        async move { view.heed_layer4(stop).await }
+    });
     let memory_stop = CancellationToken::new();
     let keeper = {
         let (view, stop) = (view.clone(), memory_stop.clone());

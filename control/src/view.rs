@@ -3,17 +3,20 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use crate::{
     config::Role,
     cycle::{Alarm, Event, Generations, Marathon, State},
+    lately::Lately,
 };
 
 /// Shared by the loop, which writes, and the API, which reads and never makes the loop wait.
@@ -26,6 +29,7 @@ pub struct View {
     pub started: Timestamp,
     /// Faults of this process that are no business of `step`: the store, the node that is followed.
     troubles: Mutex<BTreeMap<&'static str, Alarm>>,
+    lately: Mutex<Lately>,
     /// The revision of the desired state, for those who wait for the next.
     revision: watch::Sender<u64>,
 }
@@ -126,7 +130,15 @@ impl View {
     pub fn new(state: State, reports: Reports, roles: Vec<Role>, started: Timestamp) -> Self {
         let revision = watch::Sender::new(state.desired.revision);
         let snapshot = Snapshot { state, marathon: MarathonSeen::default() };
-        Self { now: ArcSwap::from_pointee(snapshot), reports, roles, started, troubles: Mutex::default(), revision }
+        Self {
+            now: ArcSwap::from_pointee(snapshot),
+            reports,
+            roles,
+            started,
+            troubles: Mutex::default(),
+            lately: Mutex::default(),
+            revision,
+        }
     }
 
     pub fn now(&self) -> Arc<Snapshot> {
@@ -186,7 +198,7 @@ impl View {
                 desired: desired.l4,
                 applied: l4.generation,
                 refused: l4.refused.as_ref().map(|(generation, why)| refused(*generation, why.to_string())),
-                problems: l4.problems.clone(),
+                problems: l4.problems.iter().cloned().chain(self.lately(Lately::problems)).collect(),
             },
             PlaneState {
                 plane: Role::L7,
@@ -204,6 +216,25 @@ impl View {
             },
         ];
         all.into_iter().filter(|state| self.has(state.plane)).collect()
+    }
+
+    /// Takes note of what layer 4 counts, whenever it reports.
+    pub async fn heed_layer4(&self, stop: CancellationToken) {
+        let mut reports = self.reports.l4.clone();
+        // A plane that is gone counts nothing any more.
+        while let Some(Ok(())) = stop.run_until_cancelled(reports.changed()).await {
+            self.note_layer4(Instant::now());
+        }
+    }
+
+    pub fn note_layer4(&self, now: Instant) {
+        let report = self.reports.l4.borrow().clone();
+        self.lately.lock().expect("no holder panics").note(&report, now);
+    }
+
+    /// What layer 4 counted in the last minutes.
+    pub fn lately<R>(&self, look: impl FnOnce(&Lately) -> R) -> R {
+        look(&self.lately.lock().expect("no holder panics"))
     }
 
     /// What layer 4 reported last, where it runs.

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{census::Census, report::Drained, tables::Departed};
+use crate::{
+    census::Census,
+    report::{DrainTotals, Drained},
+    tables::Departed,
+};
 
 /// The report tells so many.
 const KEPT: usize = 64;
@@ -15,6 +19,7 @@ pub(crate) struct Drains {
     /// Those that left since the last census.
     open: Vec<Departed>,
     ended: VecDeque<Drained>,
+    totals: DrainTotals,
 }
 
 impl Drains {
@@ -36,6 +41,8 @@ impl Drains {
             if left.draining.is_none() && cut == 0 {
                 continue;
             }
+            self.totals.ended += 1;
+            self.totals.cut += cut;
             let ago = Duration::from_nanos(ns.saturating_sub(since));
             self.ended.push_back(Drained {
                 frontend: left.frontend,
@@ -50,6 +57,10 @@ impl Drains {
 
     pub(crate) fn ended(&self) -> Vec<Drained> {
         self.ended.iter().cloned().collect()
+    }
+
+    pub(crate) fn totals(&self) -> DrainTotals {
+        self.totals
     }
 }
 
@@ -84,5 +95,10 @@ mod tests {
         assert_eq!(told, [(ip(1), 30, 0), (ip(2), 2, 2), (ip(4), 0, 1)]);
         assert_eq!(now - drains.ended()[0].began, Duration::from_secs(31));
         assert!(!drains.waiting());
+
+        drains.departed((0..100).map(|id| departed(id, Some(5))).collect());
+        drains.count(&census, now, ns);
+        assert_eq!(drains.ended().len(), KEPT);
+        assert_eq!(drains.totals(), DrainTotals { ended: 103, cut: 6 }, "what is told no more still counts");
     }
 }

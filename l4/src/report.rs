@@ -31,6 +31,7 @@ pub struct Report {
     pub moves: Moved,
     /// The last drains that ended, the newest last.
     pub drains: Vec<Drained>,
+    pub drained: DrainTotals,
     /// Services whose bad reals get new flows all the same, since nearly all of them look bad; `problems` says more.
     pub fail_open: Vec<Frontend>,
     pub probes: Probes,
@@ -70,10 +71,9 @@ pub struct RealCounters {
     /// Flows that it answered for the first time, and its resets (full NAT only: other modes do not see answers).
     pub answers: u64,
     pub resets: u64,
-    /// Flows alive when they were counted last: every 2 s while something drains or moves, every 10 s otherwise. In the
-    /// direct and tunnelling modes those on moving slots are known, which are all of a real that drains, and they are
-    /// over when their client has ended them, whose answers are not seen. 0 is the proof that a drain is over. `None`:
-    /// not counted yet.
+    /// Flows alive when they were counted last: every 2 s while something drains or moves, every 10 s otherwise. 0 is the
+    /// proof that a drain is over. `None`: not counted yet, or not known: in the direct and tunnelling modes only those
+    /// of a real that drains are, and they are over when their client has ended them, whose answers are not seen.
     pub live: Option<u64>,
     pub health: Health,
 }
@@ -113,6 +113,14 @@ pub enum Verdict {
     Down,
     /// What its traffic looks like speaks against it, for a while.
     Ejected,
+}
+
+/// Drains that ended since the process started, also those that `drains` tells no more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrainTotals {
+    pub ended: u64,
+    /// The flows that were alive when their reals left.
+    pub cut: u64,
 }
 
 /// A real that left the Input.

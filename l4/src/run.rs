@@ -29,7 +29,7 @@ use crate::{
     links::Links,
     maps::Maps,
     network::{Link, Network},
-    report::{Drained, Report, ServiceCounters},
+    report::{DrainTotals, Drained, Report, ServiceCounters},
     stats::{Counted, Stats, monotonic},
     tables::{Moved, Tables, Write},
     xdp,
@@ -169,6 +169,7 @@ impl Core {
             drops: self.maps.drops()?,
             moves: self.tables.moved(),
             drains: self.drains.ended(),
+            drained: self.drains.totals(),
         })
     }
 }
@@ -181,6 +182,7 @@ struct Seen {
     drops: Vec<(&'static str, u64)>,
     moves: Moved,
     drains: Vec<Drained>,
+    drained: DrainTotals,
 }
 
 /// As the program reads it. No interface: the kernel is asked for the way.
@@ -459,6 +461,7 @@ impl Plane {
             drops: self.seen.drops.clone(),
             moves: self.seen.moves,
             drains: self.seen.drains.clone(),
+            drained: self.seen.drained,
             fail_open: health.fail_open,
             probes: health.probes,
             problems: self

@@ -44,7 +44,7 @@ mod program;
 mod ring;
 mod words;
 
-pub use advice::advice;
+pub use advice::{advice, advice_of};
 pub use line::line;
 
 /// The pinned maps, opened to be looked at.

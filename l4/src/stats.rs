@@ -8,7 +8,7 @@ use tidegate_ebpf::abi::Counters;
 use crate::{
     census::Census,
     health::{self, Passive},
-    input::{Forward, Frontend, Service},
+    input::{Forward, Frontend, RealState, Service},
     maps::Maps,
     report::{RealCounters, ServiceCounters},
     tables::Tables,
@@ -66,6 +66,7 @@ impl Stats {
             let known = self.services.get(frontend).map(|service| service.reals.as_slice()).unwrap_or_default();
             let reals = placed.reals.iter().map(|placed| {
                 let Counters { packets, bytes, flows, opens, answers, resets } = maps.real_counters(placed.id);
+                let census = census.filter(|_| countable(service.forward, placed.real.state));
                 let live = census.map(|census| census.live(placed.id));
                 let (address, port) = (placed.real.address, placed.real.port);
                 let health = health.of(frontend, service, (address, port));
@@ -90,6 +91,12 @@ impl Stats {
     }
 }
 
+/// Whether the maps have every flow of a real: without translation they have those on moving slots alone, and all slots of
+/// a real that drains move.
+fn countable(forward: Forward, state: RealState) -> bool {
+    forward == Forward::FullNat || state == RealState::Draining
+}
+
 /// The clock that the program stamps flows with, ns.
 pub(crate) fn monotonic() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -108,4 +115,16 @@ fn passive(before: &RealCounters, now: &RealCounters, forward: Forward) -> Passi
         return Passive { opens, answers: since(now.answers, before.answers), resets };
     }
     Passive { opens, answers: since(now.packets, before.packets).saturating_sub(opens), resets: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn live_flows_are_told_only_where_all_of_them_are_known() {
+        assert!(countable(Forward::FullNat, RealState::Active) && countable(Forward::FullNat, RealState::Draining));
+        assert!(countable(Forward::Direct, RealState::Draining));
+        assert!(!countable(Forward::Direct, RealState::Active) && !countable(Forward::IpIp, RealState::Active));
+    }
 }

@@ -112,6 +112,7 @@ pub(super) fn readiness(view: &View, snapshot: &Snapshot, name: &str) -> Readine
 }
 
 pub(super) fn body(view: &View, snapshot: &Snapshot, name: &str, elb: &Elb) -> ElbBody {
+    let status = explain(&snapshot.state, name);
     ElbBody {
         name: name.to_owned(),
         spec: elb.spec.clone(),
@@ -119,8 +120,8 @@ pub(super) fn body(view: &View, snapshot: &Snapshot, name: &str, elb: &Elb) -> E
         dns_name: dns_name(snapshot, name),
         revision: elb.revision,
         readiness: readiness(view, snapshot, name),
-        status: explain(&snapshot.state, name),
-        layer4: view.layer4(|report| layer4(elb, report)).flatten(),
+        layer4: view.layer4(|report| layer4(elb, status.as_ref(), report)).flatten(),
+        status,
         warnings: Vec::new(),
     }
 }

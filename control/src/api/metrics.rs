@@ -1,4 +1,4 @@
-//! Numbers for Prometheus. Labels are bounded by what operators make: VIP and port, pool, alarm; never an instance.
+//! Numbers for Prometheus. Labels are bounded by what operators make: ELB, VIP and port, pool, alarm; never an instance.
 
 use std::fmt::{Display, Write};
 
@@ -9,7 +9,7 @@ mod layer4;
 
 use layer4::layer4;
 
-use super::Api;
+use super::{Api, layer4::owners};
 use crate::{
     config::Role,
     view::{Snapshot, View},
@@ -26,7 +26,8 @@ fn render(view: &View, snapshot: &Snapshot) -> String {
     let mut page = Page::default();
     process(&mut page, view, snapshot);
     if view.has(Role::L4) {
-        layer4(&mut page, &view.reports.l4.borrow().clone());
+        let report = view.reports.l4.borrow().clone();
+        layer4(&mut page, &report, &owners(&snapshot.state.desired));
     }
     if view.has(Role::L7) {
         layer7(&mut page, &view.reports.l7.borrow().clone());

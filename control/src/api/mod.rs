@@ -2,6 +2,7 @@
 
 mod desired;
 mod elbs;
+mod layer4;
 mod metrics;
 mod openapi;
 mod pages;
@@ -21,6 +22,7 @@ use http::StatusCode;
 use tokio_util::sync::CancellationToken;
 
 pub use elbs::{ElbBody, ElbList, ElbSummary, Readiness};
+pub use layer4::{FailOpenBody, Layer4Status, MovesBody};
 pub use openapi::document;
 pub use problem::{Problem, ProblemBody};
 pub use reals::{DrainBody, Layer4Body, RealBody};

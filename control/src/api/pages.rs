@@ -7,7 +7,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::{
     Api,
     elbs::{dns_name, readiness},
-    status::{AlarmBody, PlaneBody, alarms, planes},
+    layer4::Layer4Status,
+    reals::{Layer4Body, layer4},
+    status::{AlarmBody, PlaneBody, alarms, layer4_status, planes},
 };
 use crate::{
     cycle::{ElbStatus, explain},
@@ -70,6 +72,7 @@ pub(super) async fn list(State(api): State<Api>) -> Markup {
         (marathon(&snapshot.marathon, &snapshot))
         h2 { "Planes" }
         (plane_table(&planes(&api.view, &snapshot)))
+        @if let Some(layer4) = layer4_status(&api.view, &snapshot) { h2 { "Layer 4" } (layer4_summary(&layer4)) }
         p class="dim" {
             "Version " (env!("CARGO_PKG_VERSION")) ", since " (api.view.started) ". "
             a href="/v1/status" { "status" } " · " a href="/metrics" { "metrics" } " · " a href="/v1/openapi.json" { "API" }
@@ -106,6 +109,8 @@ pub(super) async fn elb(
         return Err((StatusCode::NOT_FOUND, page("no such ELB", &content)));
     };
     let ready = readiness(&api.view, &snapshot, &name);
+    let status = explain(&snapshot.state, &name);
+    let layer4 = api.view.layer4(|report| layer4(elb, status.as_ref(), report)).flatten();
     let content = html! {
         (back)
         h1 { (name) }
@@ -120,7 +125,8 @@ pub(super) async fn elb(
             tr { th { "Ready" } td { (yes_no(ready.ready)) @for reason in &ready.reasons { " " (reason) } } }
         }
         h2 { "Instances" }
-        @if let Some(status) = explain(&snapshot.state, &name) { (instances(&status)) }
+        @if let Some(status) = &status { (instances(status)) }
+        @if let Some(layer4) = layer4 { h2 { "Layer 4" } (reals(&layer4)) }
         h2 { "Planes" }
         table {
             thead { tr { th { "Plane" } th { "The ELB needs" } th { "Desired" } th { "Applied" } } }
@@ -217,5 +223,47 @@ fn instances(status: &ElbStatus) -> Markup {
                 }
             }
         }
+    }
+}
+
+fn layer4_summary(layer4: &Layer4Status) -> Markup {
+    let Layer4Status { attached, reals, fail_open, drops, drains, .. } = layer4;
+    html! {
+        p {
+            @if attached.is_empty() { span class="bad" { "not attached" } "; " }
+            @for at in attached { code { (at.interface) } " (" (at.mode) "); " }
+            (layer4.front_ends) " front ends, " (reals.all) " reals (" (reals.down) " down, " (reals.ejected) " ejected), "
+            (reals.live) " connections known to be live; " (drains.ended) " drains ended, " (drains.cut) " connections cut."
+        }
+        @for open in fail_open {
+            p { span class="bad" { "fail-open" } " " a href=(format!("/elbs/{}", open.elb)) { (open.elb) } " " (open.listen) }
+        }
+        @for drops in drops.iter().filter(|drops| drops.last_minute > 0) {
+            p { span class="bad" { "dropped in the last minute" } ": " (drops.last_minute) " (" (drops.reason) "): " (drops.advice) }
+        }
+    }
+}
+
+fn reals(layer4: &Layer4Body) -> Markup {
+    html! {
+        @for listen in &layer4.fail_open {
+            p { span class="bad" { (listen) } ": nearly all instances look bad, so all get new connections" }
+        }
+        table {
+            thead { tr { th { "Listens at" } th { "Real" } th { "Instance" } th { "Health" } th { "Live" } th { "Why" } } }
+            tbody {
+                @for real in &layer4.reals {
+                    tr {
+                        td { (real.listen) }
+                        td { code { (real.real) } }
+                        td { @if let Some(instance) = &real.instance { code { (instance) } } }
+                        td { span class=(if matches!(real.health.as_str(), "down" | "ejected") { "bad" } else { "good" }) { (real.health) } }
+                        td { @if let Some(live) = real.live { (live) } }
+                        td { (real.says()) }
+                    }
+                }
+            }
+        }
+        @for drain in layer4.drains.iter().rev() { p class="dim" { (drain.says()) } }
     }
 }

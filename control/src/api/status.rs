@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Access, Api, Problem, ProblemBody};
+use super::{
+    Access, Api, Problem, ProblemBody,
+    layer4::{Layer4Status, layer4},
+};
 use crate::{
     config::Role,
     view::{MarathonSeen, Snapshot, View},
@@ -29,6 +32,9 @@ pub struct StatusBody {
     pub instances: usize,
     pub marathon: MarathonSeen,
     pub planes: Vec<PlaneBody>,
+    /// Only where this machine runs layer 4, once it has counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer4: Option<Layer4Status>,
     /// What is wrong now.
     pub alarms: Vec<AlarmBody>,
 }
@@ -75,6 +81,16 @@ pub(super) fn planes(view: &View, snapshot: &Snapshot) -> Vec<PlaneBody> {
         .collect()
 }
 
+/// Where this machine runs it, from its first count on: until then nobody knows whether it is attached.
+pub(super) fn layer4_status(view: &View, snapshot: &Snapshot) -> Option<Layer4Status> {
+    let desired = &snapshot.state.desired;
+    let told = view.layer4(|report| {
+        let counted = !report.drops.is_empty();
+        counted.then(|| view.lately(|lately| layer4(report, lately, desired)))
+    });
+    told.flatten()
+}
+
 /// The whole process on one page.
 #[utoipa::path(get, path = "/v1/status", tag = "status", responses((status = 200, body = StatusBody)))]
 pub(super) async fn status(State(api): State<Api>) -> Json<StatusBody> {
@@ -94,6 +110,7 @@ pub(super) async fn status(State(api): State<Api>) -> Json<StatusBody> {
         instances: state.observed.apps.values().map(|app| app.instances.len()).sum(),
         marathon: snapshot.marathon.clone(),
         planes: planes(&api.view, &snapshot),
+        layer4: layer4_status(&api.view, &snapshot),
         alarms: alarms(&api.view, &snapshot),
     })
 }

@@ -5,5 +5,6 @@
 mod api;
 mod binary;
 mod follow;
+mod layer4;
 mod node;
 mod store;

@@ -149,8 +149,12 @@ impl Health {
     pub fn report(&self) -> Report {
         let state = self.shared.lock();
         let open = state.judge.open();
-        let mut problems: Vec<String> =
-            open.iter().take(NAMED).map(|(frontend, why)| format!("{frontend}: {why}")).collect();
+        let named = open.iter().take(NAMED).map(|(frontend, why)| {
+            format!(
+                "{frontend}: {why}; they get new flows all the same: look at the network between here and their hosts"
+            )
+        });
+        let mut problems: Vec<String> = named.collect();
         if open.len() > NAMED {
             problems.push(format!("and {} more front ends are served by reals that look bad", open.len() - NAMED));
         }

@@ -45,3 +45,10 @@ pub fn advice(reason: Reason) -> &'static str {
         Reason::NotReady => "the real has not taken the connection yet: the client will send it again",
     }
 }
+
+/// The same by the name that the report has for it.
+#[must_use]
+pub fn advice_of(name: &str) -> Option<&'static str> {
+    let number = Reason::NAMES.iter().position(|known| *known == name)?;
+    Some(advice(Reason::from_number(number as u32)))
+}

@@ -2,13 +2,12 @@
 
 use crate::{
     api::{DrainBody, Layer4Body, RealBody},
-    cli::table::{count, table},
+    cli::table::table,
 };
 
 pub(super) fn print(layer4: &Layer4Body) {
     if !layer4.reals.is_empty() {
-        let rows: Vec<Vec<String>> = layer4.reals.iter().map(row).collect();
-        println!("\n{}", table(&["LISTENS AT", "REAL", "HEALTH", "LIVE", "NEW", "PACKETS", "WHY"], &rows));
+        println!("\n{}", columns(&layer4.reals));
     }
     for listen in &layer4.fail_open {
         println!(
@@ -17,29 +16,27 @@ pub(super) fn print(layer4: &Layer4Body) {
         );
     }
     if !layer4.drains.is_empty() {
-        println!("\nlast drains:");
-        layer4.drains.iter().for_each(|drain| println!("  {}", told(drain)));
+        let lines: Vec<String> = layer4.drains.iter().map(DrainBody::says).collect();
+        println!("\nlast drains:\n  {}", lines.join("\n  "));
     }
+}
+
+fn columns(reals: &[RealBody]) -> String {
+    let rows: Vec<Vec<String>> = reals.iter().map(row).collect();
+    table(&["LISTENS AT", "REAL", "INSTANCE", "HEALTH", "LIVE", "NEW", "PACKETS", "WHY"], &rows)
 }
 
 fn row(real: &RealBody) -> Vec<String> {
     vec![
         real.listen.clone(),
         real.real.to_string(),
+        real.instance.clone().unwrap_or_else(|| "-".to_owned()),
         real.health.clone(),
         real.live.map_or_else(|| "-".to_owned(), |live| live.to_string()),
         real.flows.to_string(),
         real.packets.to_string(),
-        real.why.clone().unwrap_or_default(),
+        real.says(),
     ]
-}
-
-fn told(drain: &DrainBody) -> String {
-    let end = match drain.cut {
-        0 => "0 broken".to_owned(),
-        cut => format!("left with {} alive", count(cut as usize, "connection")),
-    };
-    format!("{} {} drained for {} s: {end}", drain.listen, drain.real, drain.lasted_s)
 }
 
 #[cfg(test)]
@@ -47,14 +44,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drain_says_what_it_cost() {
-        let drain = |cut| DrainBody {
+    fn each_real_stands_in_a_row_with_its_instance_and_what_it_does() {
+        let real = RealBody {
             listen: "tcp 10.77.100.1:80".to_owned(),
             real: "10.77.2.1:8080".parse().unwrap(),
-            lasted_s: 9,
-            cut,
+            instance: Some("demo.1".to_owned()),
+            verdict: Some("drain".to_owned()),
+            health: "up".to_owned(),
+            why: None,
+            live: Some(2),
+            packets: 70,
+            flows: 5,
+            refusals: 0,
         };
-        assert_eq!(told(&drain(0)), "tcp 10.77.100.1:80 10.77.2.1:8080 drained for 9 s: 0 broken");
-        assert!(told(&drain(1)).ends_with("left with 1 connection alive"), "{}", told(&drain(1)));
+        let gone = RealBody { instance: None, verdict: None, live: None, ..real.clone() };
+        let text = columns(&[real, gone]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[1],
+            "tcp 10.77.100.1:80  10.77.2.1:8080  demo.1    up      2     5    70       drains: 2 connections live"
+        );
+        assert_eq!(lines[2], "tcp 10.77.100.1:80  10.77.2.1:8080  -         up      -     5    70");
     }
 }
