@@ -8,7 +8,7 @@ use aya::{
     programs::Xdp,
 };
 use tidegate_ebpf::{
-    abi::{AccessKeyData, SECOND, Settings, map},
+    abi::{AccessKeyData, Flow, SECOND, Settings, map},
     host::State,
 };
 use tidegate_l4::xdp;
@@ -100,7 +100,7 @@ impl Kernel {
         keys.iter().for_each(|key| access.remove(key).unwrap());
         let (flows, records) = std::mem::take(&mut self.places);
         let mut array = self.array(map::FLOWS);
-        flows.iter().for_each(|index| array.set(*index, tidegate_ebpf::abi::Flow::default(), 0).unwrap());
+        flows.iter().for_each(|index| array.set(*index, Flow::default(), 0).unwrap());
         let mut array = self.array(map::RECORDS);
         records.iter().for_each(|index| array.set(*index, tidegate_ebpf::abi::RecordLine::default(), 0).unwrap());
         let mut meters = self.array::<u64>(map::METERS);
@@ -138,13 +138,15 @@ impl Kernel {
         for (key, value) in &state.access {
             access.insert(&Key::new(key.prefix, key.data), value, 0).unwrap();
         }
-        // Only what the script itself changed: the rest is the packets' work, here as there.
+        // Only what the script itself changed: the rest is the packets' work, here as there. The script's clock stands
+        // still, and the kernel's goes on: how old a flow is must be the same.
+        let passed = Flow::tick(self.now()).wrapping_sub(Flow::tick(state.now));
         let mut array = self.array(map::FLOWS);
         for (index, flow) in state.flows.iter().filter(|(index, flow)| known.flows.get(index) != Some(flow)) {
-            array.set(*index, *flow, 0).unwrap();
+            array.set(*index, Flow { seen: flow.seen.wrapping_add(passed), ..*flow }, 0).unwrap();
         }
         for index in known.flows.keys().filter(|index| !state.flows.contains_key(index)) {
-            array.set(*index, tidegate_ebpf::abi::Flow::default(), 0).unwrap();
+            array.set(*index, Flow::default(), 0).unwrap();
         }
         *known = state.clone();
     }
