@@ -8,6 +8,7 @@
 use crate::{
     abi::{Address, FIRST_PORT, Flow, Frontend, Hop, Mac, Real, Reason, Service, Settings, TCP, UDP, Why},
     balance::{Packet, Step, Tables, log, next_hop},
+    forget::forget,
     nat::{self, Rewrite},
     parse::Seen,
     select,
@@ -288,6 +289,9 @@ fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
     }
 }
 
+/// The last place that is tried.
+const LAST: u32 = 2 * Flow::GROUP - 1;
+
 /// Gives the flow a place and writes it. [`NONE`]: there is none.
 #[inline(never)]
 pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask) -> u32 {
@@ -296,21 +300,24 @@ pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask) -> u32 {
         return if take(tables, seen, ask, ask.own) { ask.own } else { NONE };
     }
     let second = Flow::second(ask.hash, ask.first, ask.locals);
-    let (mut best, mut suits) = (NONE, 0);
+    // How well the best so far suits, and which it was: one number, in which the first is the best of equals.
+    let mut best = 0;
     let mut step = 0;
     while step < 2 * Flow::GROUP {
-        let place = candidate(home, second, step);
-        let rank = tables.flow(place, |flow| rank(flow, ask.now, ask.real)).unwrap_or(0);
-        if rank > suits {
-            (best, suits) = (place, rank);
-        }
+        let rank = tables.flow(candidate(home, second, step), |flow| rank(flow, ask.now, ask.real)).unwrap_or(0);
+        let found = rank << 8 | (LAST - step);
+        best = forget(if found > best { found } else { best });
         // The first that is good enough: the table is not read further than need be.
-        if suits == 4 {
+        if best >= 4 << 8 {
             break;
         }
         step += 1;
     }
-    if best == NONE || !take(tables, seen, ask, best) {
+    if best < 1 << 8 {
+        return NONE;
+    }
+    let best = candidate(home, second, LAST - (best & LAST));
+    if !take(tables, seen, ask, best) {
         return NONE;
     }
     if best != home && !T::DRY {

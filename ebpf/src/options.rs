@@ -1,6 +1,6 @@
 //! The TCP options of a SYN or of its answer: the MSS is read or lowered, others are blotted out.
 
-use crate::{balance::Packet, wire::Tcp};
+use crate::{balance::Packet, forget::forget, wire::Tcp};
 
 const END: u8 = 0;
 const NOTHING: u8 = 1;
@@ -10,9 +10,8 @@ const SACK_PERMITTED: u8 = 4;
 const FAST_OPEN: u8 = 34;
 /// For experiments (RFC 4727), which this is none of: receivers ignore it.
 const UNKNOWN: u8 = 253;
-/// Bytes of options at most, of which no SYN has more than so many that are not just padding.
+/// Bytes of options at most.
 const MOST: usize = 40;
-const OPTIONS: usize = 16;
 /// Room for them, and a power of two.
 pub const ROOM: usize = 64;
 
@@ -27,11 +26,16 @@ pub(crate) fn edit<P: Packet>(packet: &mut P, l4: u16, less: u16, blot: u32) -> 
     let Some(tcp) = packet.at::<Tcp>(l4 as usize) else { return 0 };
     let length = ((tcp.offset >> 4) as usize * 4).wrapping_sub(size_of::<Tcp>()) & (ROOM - 1);
     let mut bytes = [0; ROOM];
-    if length == 0 || length > MOST || !packet.load(first, &mut bytes, length) {
+    if length == 0 || length > MOST {
+        return 0;
+    }
+    // Kernels before 6.4 lose a bound that is compared in one register and passed in another: it is masked.
+    let length = (forget(length as u32 - 1) as usize & (ROOM - 1)) + 1;
+    if !packet.load(first, &mut bytes, length) {
         return 0;
     }
     let before = sum(&bytes);
-    let mss = walk(&mut bytes, length, less, blot != 0);
+    let mss = walk(&mut bytes, less, blot != 0);
     let after = sum(&bytes);
     if before != after && !packet.store(first, &bytes, length) {
         return 0;
@@ -42,39 +46,43 @@ pub(crate) fn edit<P: Packet>(packet: &mut P, l4: u16, less: u16, blot: u32) -> 
 }
 
 #[inline(always)]
-fn walk(bytes: &mut [u8; ROOM], length: usize, less: u16, blot: bool) -> u16 {
+fn walk(bytes: &mut [u8; ROOM], less: u16, blot: bool) -> u16 {
     let mut mss = 0;
+    // A bit for each place from here on where an option begins. Place by place instead of option by option: then the
+    // verifier has two cases at each place, inside an option and at its start, and not all the ways to get there.
+    let mut begins = 1_u64;
     let mut at = 0;
-    let mut walked = 0;
-    while walked < OPTIONS {
-        if at >= length {
-            break;
-        }
-        let kind = bytes[at & (ROOM - 1)];
-        let mut size = bytes[(at + 1) & (ROOM - 1)];
-        if kind == END {
-            break;
-        }
-        if kind == NOTHING {
-            size = 1;
-        } else if size < 2 {
-            break;
-        } else if kind == MSS {
-            let (high, low) = ((at + 2) & (ROOM - 1), (at + 3) & (ROOM - 1));
-            mss = u16::from_be_bytes([bytes[high], bytes[low]]);
-            if mss > less {
-                [bytes[high], bytes[low]] = (mss - less).to_be_bytes();
+    while at < MOST {
+        let here = begins & 1;
+        begins >>= 1;
+        if here != 0 {
+            let kind = bytes[at & (ROOM - 1)];
+            let mut size = bytes[(at + 1) & (ROOM - 1)];
+            // Behind the last option there is nothing but zeros, and nothing is written.
+            if kind == END {
+                break;
             }
-        } else if blot && kind == SACK_PERMITTED {
-            bytes[at & (ROOM - 1)] = NOTHING;
-            bytes[(at + 1) & (ROOM - 1)] = NOTHING;
-            size = 2;
-        } else if blot && kind == FAST_OPEN {
-            bytes[at & (ROOM - 1)] = UNKNOWN;
+            if kind == NOTHING {
+                size = 1;
+            } else if size < 2 {
+                break;
+            } else if kind == MSS {
+                let (high, low) = ((at + 2) & (ROOM - 1), (at + 3) & (ROOM - 1));
+                mss = u16::from_be_bytes([bytes[high], bytes[low]]);
+                if mss > less {
+                    [bytes[high], bytes[low]] = (mss - less).to_be_bytes();
+                }
+            } else if blot && kind == SACK_PERMITTED {
+                bytes[at & (ROOM - 1)] = NOTHING;
+                bytes[(at + 1) & (ROOM - 1)] = NOTHING;
+                size = 2;
+            } else if blot && kind == FAST_OPEN {
+                bytes[at & (ROOM - 1)] = UNKNOWN;
+            }
+            // What is as long as all of them has no next one.
+            begins |= 1_u64.checked_shl(u32::from(size) - 1).unwrap_or(0);
         }
-        // A bound that is the same each time lets the verifier see that it has been here before.
-        at = (at + size as usize) & (ROOM - 1);
-        walked += 1;
+        at += 1;
     }
     mss
 }
