@@ -12,7 +12,7 @@ use crate::{
     balance::{Packet, Step, Tables, next_hop, noted_in_place},
     checksum, cookie, flows, link,
     nat::{self, Rewrite},
-    options,
+    options::{self, Edit},
     parse::Seen,
     proxy::{self, Ends},
     select,
@@ -129,7 +129,7 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
             return Step::drop(Reason::Malformed);
         }
     }
-    let blot = u32::from(known.work & Flow::PROXY != 0 && tcp.flags & SYN != 0);
+    let blot = known.work & Flow::PROXY != 0 && tcp.flags & SYN != 0;
     let ahead = if known.work & Flow::SPLICED != 0 && tcp.flags & ACK != 0 { known.ahead } else { 0 };
     let ends = Ends {
         client: &seen.tuple.source,
@@ -137,7 +137,7 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
         client_port: seen.tuple.source_port,
         vip_port: seen.tuple.destination_port,
     };
-    let change = if blot == 0 { 0 } else { options::edit(packet, seen.l4, 0, blot) as u32 };
+    let change = if blot { options::change(packet, tables, Edit { l4: seen.l4, less: 0, blot }) as u32 } else { 0 };
     let edits = Edits { sequence: plan.shift, acknowledgement: ahead.wrapping_neg(), change };
     // What is told lies behind everything that a translation looks at.
     if tell != Tell::NOTHING && stretch::tell(packet, seen, tell, &ends) == 0 {
@@ -310,7 +310,8 @@ fn backwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, inde
         let (gone, come) = (before.0 & !known.work, known.work & !before.0);
         tables.flow(index, |flow| (flow.work, flow.start) = (flow.work & !gone | come, known.start));
     }
-    let change = if less == 0 { 0 } else { options::edit(packet, seen.l4, less, 0) as u32 };
+    let edit = Edit { l4: seen.l4, less, blot: false };
+    let change = if less == 0 { 0 } else { options::change(packet, tables, edit) as u32 };
     let edits = Edits { sequence: forth, acknowledgement: acknowledged.wrapping_neg(), change };
     finish(packet, seen, &to, &hop, edits)
 }

@@ -1,6 +1,10 @@
 //! The TCP options of a SYN or of its answer: the MSS is read or lowered, others are blotted out.
 
-use crate::{balance::Packet, forget::forget, wire::Tcp};
+use crate::{
+    balance::{Packet, Stage, Tables},
+    forget::forget,
+    wire::Tcp,
+};
 
 const END: u8 = 0;
 const NOTHING: u8 = 1;
@@ -15,13 +19,30 @@ const MOST: usize = 40;
 /// Room for them, and a power of two.
 pub const ROOM: usize = 64;
 
-/// Walks over the options of the TCP header at `l4`: subtracts `less` from the MSS and, if `blot` is not 0, makes what
-/// allows selective acknowledgements and data in a SYN mean nothing. Returns what was changed, for the checksum, in the
-/// lower half, and above it the MSS that was there, or 0.
+/// What shall be done to the options of a TCP header.
+#[derive(Clone, Copy)]
+pub(crate) struct Edit {
+    /// Where the header begins.
+    pub(crate) l4: u16,
+    /// Subtracted from the MSS.
+    pub(crate) less: u16,
+    /// What allows selective acknowledgements and data in a SYN is made to mean nothing.
+    pub(crate) blot: bool,
+}
+
+/// What was changed, for the checksum, in the lower half, and above it the MSS that was there, or 0.
+#[inline(always)]
+pub(crate) fn change<P: Packet, T: Tables>(packet: &mut P, tables: &T, edit: Edit) -> u64 {
+    let Edit { l4, less, blot } = edit;
+    packet.stage(tables, Stage::Options, u64::from(l4) | u64::from(less) << 16 | u64::from(blot) << 32)
+}
+
+/// Walks over the options.
 ///
 /// Options may begin at any byte, which no header type does: they are copied, and copied back.
-#[inline(never)]
-pub(crate) fn edit<P: Packet>(packet: &mut P, l4: u16, less: u16, blot: u32) -> u64 {
+#[inline(always)]
+pub(crate) fn edit<P: Packet>(packet: &mut P, value: u64) -> u64 {
+    let (l4, less, blot) = (value as u16, (value >> 16) as u16, value >> 32 != 0);
     let first = l4 as usize + size_of::<Tcp>();
     let Some(tcp) = packet.at::<Tcp>(l4 as usize) else { return 0 };
     let length = ((tcp.offset >> 4) as usize * 4).wrapping_sub(size_of::<Tcp>()) & (ROOM - 1);
@@ -35,7 +56,7 @@ pub(crate) fn edit<P: Packet>(packet: &mut P, l4: u16, less: u16, blot: u32) -> 
         return 0;
     }
     let before = sum(&bytes);
-    let mss = walk(&mut bytes, less, blot != 0);
+    let mss = walk(&mut bytes, less, blot);
     let after = sum(&bytes);
     if before != after && !packet.store(first, &bytes, length) {
         return 0;
