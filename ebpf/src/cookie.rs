@@ -129,7 +129,7 @@ fn admit<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &mut Seen) -> O
         return None;
     }
     tables.trace(|trace| (trace.why, trace.flow, trace.real) = (Why::NewFlow as u32, flows::NONE, real));
-    let index = flows::open(tables, seen, &Ask { real, work, ..ask });
+    let index = flows::open(packet, tables, seen, &Ask { real, work, ..ask });
     seen.flags = flags;
     if index == flows::NONE {
         return Some(Step::drop(Reason::NoPort));

@@ -42,7 +42,7 @@ pub(crate) fn change<P: Packet, T: Tables>(packet: &mut P, tables: &T, edit: Edi
 /// Options may begin at any byte, which no header type does: they are copied, and copied back.
 #[inline(always)]
 pub(crate) fn edit<P: Packet>(packet: &mut P, value: u64) -> u64 {
-    let (l4, less, blot) = (value as u16, (value >> 16) as u16, value >> 32 != 0);
+    let (l4, less, blot) = (value as u16, (value >> 16) as u16, (value >> 32) as u32);
     let first = l4 as usize + size_of::<Tcp>();
     let Some(tcp) = packet.at::<Tcp>(l4 as usize) else { return 0 };
     let length = ((tcp.offset >> 4) as usize * 4).wrapping_sub(size_of::<Tcp>()) & (ROOM - 1);
@@ -67,7 +67,7 @@ pub(crate) fn edit<P: Packet>(packet: &mut P, value: u64) -> u64 {
 }
 
 #[inline(always)]
-fn walk(bytes: &mut [u8; ROOM], less: u16, blot: bool) -> u16 {
+fn walk(bytes: &mut [u8; ROOM], less: u16, blot: u32) -> u16 {
     let mut mss = 0;
     // A bit for each place from here on where an option begins. Place by place instead of option by option: then the
     // verifier has two cases at each place, inside an option and at its start, and not all the ways to get there.
@@ -93,11 +93,11 @@ fn walk(bytes: &mut [u8; ROOM], less: u16, blot: bool) -> u16 {
                 if mss > less {
                     [bytes[high], bytes[low]] = (mss - less).to_be_bytes();
                 }
-            } else if blot && kind == SACK_PERMITTED {
+            } else if kind == SACK_PERMITTED && forget(blot) != 0 {
                 bytes[at & (ROOM - 1)] = NOTHING;
                 bytes[(at + 1) & (ROOM - 1)] = NOTHING;
                 size = 2;
-            } else if blot && kind == FAST_OPEN {
+            } else if kind == FAST_OPEN && forget(blot) != 0 {
                 bytes[at & (ROOM - 1)] = UNKNOWN;
             }
             // What is as long as all of them has no next one.

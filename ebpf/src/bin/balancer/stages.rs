@@ -46,6 +46,7 @@ stages! {
     Challenge challenge dry_challenge
     Accept accept dry_accept
     Options options dry_options
+    Rank rank dry_rank
 }
 
 /// The verifier checks every argument that the function's type names; one that is not used the compiler does not pass.
