@@ -1,7 +1,9 @@
 //! The Ethernet header, with or without an 802.1Q tag.
 
+use core::ptr;
+
 use crate::{
-    abi::{Hop, Mac, Reason},
+    abi::{Hop, Reason},
     balance::{Packet, Step},
     parse::Seen,
     wire::{ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, Ethernet, Vlan},
@@ -54,9 +56,12 @@ pub fn begin<P: Packet>(packet: &mut P, l3: usize, wrap: usize, hop: &Hop, ether
     Some(size_of::<Ethernet>() + size_of::<Vlan>())
 }
 
-/// Half by half: what may overlap for all that LLVM knows is otherwise copied by a call, byte by byte.
+/// What may overlap for all that LLVM knows is copied by a call, byte by byte.
 #[inline(always)]
 fn address(ethernet: &mut Ethernet, hop: &Hop) {
-    let ([a, b, c], [d, e, f]) = (hop.destination_mac.0, hop.source_mac.0);
-    (ethernet.destination, ethernet.source) = (Mac([a, b, c]), Mac([d, e, f]));
+    // SAFETY: two fields of references, and the mutable one overlaps with no other.
+    unsafe {
+        ptr::copy_nonoverlapping(&raw const hop.destination_mac, &raw mut ethernet.destination, 1);
+        ptr::copy_nonoverlapping(&raw const hop.source_mac, &raw mut ethernet.source, 1);
+    }
 }
