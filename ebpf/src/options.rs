@@ -120,3 +120,38 @@ fn sum(bytes: &[u8; ROOM]) -> u32 {
 }
 
 const _: () = assert!(ROOM.is_power_of_two() && ROOM > MOST + 4 && MOST.is_multiple_of(2));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walked(options: &[u8], less: u16, blot: u32) -> (u16, Vec<u8>) {
+        let mut bytes = [0; ROOM];
+        bytes[..options.len()].copy_from_slice(options);
+        let mss = walk(&mut bytes, less, blot);
+        (mss, bytes[..options.len()].to_vec())
+    }
+
+    #[test]
+    fn the_mss_is_found_and_lowered_wherever_it_stands() {
+        for before in 0..=36 {
+            let options = |mss: u16| [&vec![NOTHING; before][..], &[MSS, 4], &mss.to_be_bytes()].concat();
+            assert_eq!(walked(&options(1460), 60, 0), (1460, options(1400)), "{before}");
+        }
+        assert_eq!(walked(&[8, 10, 0, 0, 0, 0, 2, 4, 9, 9, MSS, 4, 5, 180], 0, 0).0, 1460);
+    }
+
+    #[test]
+    fn what_is_no_option_ends_the_walk() {
+        for broken in [[END, MSS, 4, 5, 180], [8, 0, MSS, 4, 5], [8, 1, MSS, 4, 5], [8, 255, MSS, 4, 5]] {
+            assert_eq!(walked(&broken, 60, 1), (0, broken.to_vec()), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_to_be_blotted_is() {
+        let options = [SACK_PERMITTED, 2, FAST_OPEN, 6, 1, 2, 3, 4, 3, 3, 7, NOTHING];
+        assert_eq!(walked(&options, 0, 0).1, options);
+        assert_eq!(walked(&options, 0, 1).1, [NOTHING, NOTHING, UNKNOWN, 6, 1, 2, 3, 4, 3, 3, 7, NOTHING]);
+    }
+}
