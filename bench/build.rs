@@ -1,4 +1,5 @@
-//! Embeds the generator of packets, if `cargo xtask ebpf` has built it: the guest of the bench `lvs` has no other files.
+//! Embeds what runs in the kernel beside the balancer, if `cargo xtask ebpf` has built it: the guest of the bench `lvs` has
+//! no other files.
 
 use std::{env, fs, path::Path};
 
@@ -9,6 +10,8 @@ fn main() {
     fs::create_dir_all(&folder).expect("the workspace's target folder can be written to");
     println!("cargo::rerun-if-changed={}", folder.display());
     let out = env::var("OUT_DIR").expect("cargo sets it");
-    let bytes = fs::read(folder.join("generator.o")).unwrap_or_default();
-    fs::write(Path::new(&out).join("generator.o"), bytes).expect("OUT_DIR can be written to");
+    for object in ["generator.o", "probe.o"] {
+        let bytes = fs::read(folder.join(object)).unwrap_or_default();
+        fs::write(Path::new(&out).join(object), bytes).expect("OUT_DIR can be written to");
+    }
 }

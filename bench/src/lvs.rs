@@ -30,7 +30,7 @@ use crate::{
 
 pub(crate) use self::guest::run as guest;
 
-/// Debian's kernels that must take the balancer: the oldest that we promise, and the one that figures are of.
+/// Debian's kernels that must take the balancer: the oldest that we promise (Debian 12's), and the one that figures are of.
 const OLDEST: &str = "6.1";
 const MEASURED: &str = "6.12";
 

@@ -87,7 +87,7 @@ enum Verb {
         /// Write the figures of now into it.
         #[arg(long)]
         update: bool,
-        /// Only ask whether an older kernel (6.1) takes the balancer.
+        /// Only ask whether the oldest kernel that is promised (6.1) takes the balancer, and run each path there.
         #[arg(long, conflicts_with = "update")]
         oldest: bool,
     },

@@ -173,8 +173,8 @@ pub fn whole<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 /// A part of the decision.
 ///
 /// The kernel gives all functions that are on the way together 512 bytes of stack, and its verifier follows every way
-/// through them. So the parts do not call one another: each says which one is next, and [`whole`] calls it, in the
-/// kernel as a global function, which is verified once and by itself.
+/// through them. So the parts do not call one another (but for what two of them need): each says which one is next, and [`whole`]
+/// calls it, in the kernel as a global function, which is verified once and by itself.
 #[derive(Clone, Copy, Debug)]
 pub enum Stage {
     /// What is not usual is read.
@@ -195,6 +195,10 @@ pub enum Stage {
     Challenge,
     /// Perhaps a cookie comes back.
     Accept,
+    /// A part of stages: the options of a SYN, or of its answer.
+    Options,
+    /// How well a place suits a new flow.
+    Rank,
 }
 
 /// Does one stage; `value` is what the one before found out.
@@ -211,6 +215,8 @@ pub fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, stage: Stage, value
         Stage::RequoteBack => tables.scratch(|seen| icmp::to_client(packet, tables, seen, index)).unwrap_or(Step::PASS),
         Stage::Challenge => cookie::challenge(packet, tables),
         Stage::Accept => cookie::accept(packet, tables),
+        Stage::Options => return options::edit(packet, value),
+        Stage::Rank => return flows::suits(tables, value),
     };
     step.0
 }

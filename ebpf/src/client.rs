@@ -12,7 +12,7 @@ use crate::{
     balance::{Packet, Step, Tables, next_hop, noted_in_place},
     checksum, cookie, flows, link,
     nat::{self, Rewrite},
-    options,
+    options::{self, Edit},
     parse::Seen,
     proxy::{self, Ends},
     select,
@@ -115,7 +115,8 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
         Err(reason) => return Step::drop(reason),
     };
     let mut tell = plan.tell;
-    let mut change = 0;
+    let handshake = known.work & Flow::PROXY != 0 && tcp.flags & SYN != 0;
+    let mut blot = if handshake { Edit::PERMISSIONS } else { 0 };
     if tell != Tell::NOTHING {
         let (options, payload) = (tell.options(seen.v4), tell.payload(seen.v4));
         let small = hop.mtu == 0 || seen.length as usize + options + payload <= hop.mtu as usize;
@@ -124,7 +125,7 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
             if !small || !fits {
                 // Another segment will tell, and this one shall not tell what the client made up.
                 tell = Tell::NOTHING;
-                change = options::silence(packet, seen.l4);
+                blot = Edit::CLIENT;
             }
         } else if !small {
             // The client sends more than it was told to.
@@ -133,7 +134,6 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
             return Step::drop(Reason::Malformed);
         }
     }
-    let blot = u32::from(known.work & Flow::PROXY != 0 && tcp.flags & SYN != 0);
     let ahead = if known.work & Flow::SPLICED != 0 && tcp.flags & ACK != 0 { known.ahead } else { 0 };
     let ends = Ends {
         client: &seen.tuple.source,
@@ -141,9 +141,8 @@ fn outwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, index
         client_port: seen.tuple.source_port,
         vip_port: seen.tuple.destination_port,
     };
-    if blot != 0 {
-        change = options::edit(packet, seen.l4, 0, blot) as u32;
-    }
+    let change =
+        if blot == 0 { 0 } else { options::change(packet, tables, Edit { l4: seen.l4, less: 0, blot }) as u32 };
     let edits = Edits { sequence: plan.shift, acknowledgement: ahead.wrapping_neg(), change };
     // What is told lies behind everything that a translation looks at.
     if tell != Tell::NOTHING && stretch::tell(packet, seen, tell, &ends) == 0 {
@@ -316,7 +315,8 @@ fn backwards<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, inde
         let (gone, come) = (before.0 & !known.work, known.work & !before.0);
         tables.flow(index, |flow| (flow.work, flow.start) = (flow.work & !gone | come, known.start));
     }
-    let change = if less == 0 { 0 } else { options::edit(packet, seen.l4, less, 0) as u32 };
+    let edit = Edit { l4: seen.l4, less, blot: 0 };
+    let change = if less == 0 { 0 } else { options::change(packet, tables, edit) as u32 };
     let edits = Edits { sequence: forth, acknowledgement: acknowledged.wrapping_neg(), change };
     finish(packet, seen, &to, &hop, edits)
 }

@@ -20,7 +20,7 @@ use crate::{
     flows::{self, Ask},
     guard,
     nat::Rewrite,
-    options,
+    options::{self, Edit},
     parse::Seen,
     proxy::{self, Ends},
     segment::{Segment, compose},
@@ -60,7 +60,7 @@ fn answer<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen) -> Opti
     if seen.l4.wrapping_sub(seen.l3) as usize != plain || !stretch::elastic(packet, seen) {
         return None;
     }
-    let theirs = (options::edit(packet, seen.l4, 0, 0) >> 32) as u16;
+    let theirs = (options::change(packet, tables, Edit { l4: seen.l4, less: 0, blot: 0 }) >> 32) as u16;
     let (least, most) = if seen.v4 { (LEAST_V4, MOST_V4) } else { (LEAST_V6, MOST_V6) };
     let theirs = if theirs == 0 { least } else { theirs };
     let sequence = u32::from_be(packet.at::<Tcp>(seen.l4 as usize)?.sequence);
@@ -129,7 +129,7 @@ fn admit<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &mut Seen) -> O
         return None;
     }
     tables.trace(|trace| (trace.why, trace.flow, trace.real) = (Why::NewFlow as u32, flows::NONE, real));
-    let index = flows::open(tables, seen, &Ask { real, work, ..ask });
+    let index = flows::open(packet, tables, seen, &Ask { real, work, ..ask });
     seen.flags = flags;
     if index == flows::NONE {
         return Some(Step::drop(Reason::NoPort));

@@ -7,7 +7,8 @@
 
 use crate::{
     abi::{Address, FIRST_PORT, Flow, Frontend, Hop, Mac, Real, Reason, Service, Settings, TCP, UDP, Why},
-    balance::{Packet, Step, Tables, log, next_hop},
+    balance::{Packet, Stage, Step, Tables, log, next_hop},
+    forget::forget,
     nat::{self, Rewrite},
     parse::Seen,
     select,
@@ -86,7 +87,7 @@ pub(crate) fn out<P: Packet, T: Tables>(
         let work = work(service, seen);
         tables.trace(|trace| (trace.why, trace.flow) = (Why::NewFlow as u32, NONE));
         let own = if life.own { index } else { NONE };
-        index = open(tables, &{ *seen }, &Ask { real, own, work, ..ask });
+        index = open(packet, tables, &{ *seen }, &Ask { real, own, work, ..ask });
         if index == NONE {
             return Step::drop(Reason::NoPort);
         }
@@ -274,7 +275,14 @@ fn candidate(home: u32, second: u32, step: u32) -> u32 {
     if step < Flow::GROUP { Flow::neighbour(home, step) } else { Flow::neighbour(second, step) }
 }
 
-/// How well a place suits a new flow: the higher, the better; 0: it is taken.
+/// How well a place suits a new flow of a real.
+#[inline(always)]
+pub(crate) fn suits<T: Tables>(tables: &T, value: u64) -> u64 {
+    let now = tables.now();
+    u64::from(tables.flow(value as u32, |flow| rank(flow, now, (value >> 32) as u32)).unwrap_or(0))
+}
+
+/// The higher, the better; 0: it is taken.
 #[inline(always)]
 fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
     let idle = flow.idle(now);
@@ -288,29 +296,36 @@ fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
     }
 }
 
+/// The last place that is tried.
+const LAST: u32 = 2 * Flow::GROUP - 1;
+
 /// Gives the flow a place and writes it. [`NONE`]: there is none.
 #[inline(never)]
-pub(crate) fn open<T: Tables>(tables: &T, seen: &Seen, ask: &Ask) -> u32 {
+pub(crate) fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, ask: &Ask) -> u32 {
     let home = Flow::home(ask.hash, ask.first, ask.locals);
     if ask.own != NONE {
         return if take(tables, seen, ask, ask.own) { ask.own } else { NONE };
     }
     let second = Flow::second(ask.hash, ask.first, ask.locals);
-    let (mut best, mut suits) = (NONE, 0);
+    // How well the best so far suits, and which it was: one number, in which the first is the best of equals.
+    let mut best = 0;
     let mut step = 0;
     while step < 2 * Flow::GROUP {
         let place = candidate(home, second, step);
-        let rank = tables.flow(place, |flow| rank(flow, ask.now, ask.real)).unwrap_or(0);
-        if rank > suits {
-            (best, suits) = (place, rank);
-        }
+        let rank = packet.stage(tables, Stage::Rank, u64::from(place) | u64::from(ask.real) << 32) as u32;
+        let found = rank << 8 | (LAST - step);
+        best = forget(if found > best { found } else { best });
         // The first that is good enough: the table is not read further than need be.
-        if suits == 4 {
+        if best >= 4 << 8 {
             break;
         }
         step += 1;
     }
-    if best == NONE || !take(tables, seen, ask, best) {
+    if best < 1 << 8 {
+        return NONE;
+    }
+    let best = candidate(home, second, LAST - (best & LAST));
+    if !take(tables, seen, ask, best) {
         return NONE;
     }
     if best != home && !T::DRY {

@@ -17,6 +17,7 @@
 //! Start reading at [`balance`](mod@balance), then [`abi`].
 
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
 pub mod balance;
@@ -25,6 +26,7 @@ mod client;
 mod cookie;
 pub mod encap;
 pub mod flows;
+mod forget;
 #[cfg(any(test, feature = "host"))]
 pub mod frames;
 pub mod guard;

@@ -106,8 +106,9 @@ fn any<P: Packet>(
         ip.length = (length as u16).to_be();
         ip.next = TCP;
         ip.hops = TTL;
-        ip.source = from.0;
-        ip.destination = to.0;
+        // Word by word, as in `link`.
+        let ([a, b, c, d], [e, f, g, h]) = (from.0, to.0);
+        (ip.source, ip.destination) = ([a, b, c, d], [e, f, g, h]);
     }
     let mut sum = checksum::address(from, v4)
         + checksum::address(to, v4)

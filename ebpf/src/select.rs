@@ -3,6 +3,7 @@
 use crate::{
     abi::{BLOCK_SLOTS, MOVING, Move, RECORDS_PER_LINE, Real, Record, RingBlock, Service, Tuple, Why, capacity},
     balance::Tables,
+    forget::forget,
     parse::Seen,
     wire::RST,
 };
@@ -112,12 +113,15 @@ fn touch(line: &mut crate::abi::RecordLine, mark: u32, seen: &Seen, now: u64) ->
     NOBODY
 }
 
+/// The last record of a line.
+const LAST: u32 = RECORDS_PER_LINE as u32 - 1;
+
 /// Writes a record over its own flow's, over one that is over, or over that of a SYN, in this order. No other flow's
 /// record gives way: what is open cannot be pushed out by a flood. False: there is no place.
 #[inline(always)]
 fn write(line: &mut crate::abi::RecordLine, record: Record, now: u64) -> bool {
-    let mut best = RECORDS_PER_LINE;
-    let mut rank = 0;
+    // How well the best so far fits, and which it was: one number, in which the first is the best of equals.
+    let mut best = 0;
     let mut place = 0;
     while place < RECORDS_PER_LINE {
         if let Some(word) = line.0.get(place) {
@@ -131,13 +135,15 @@ fn write(line: &mut crate::abi::RecordLine, record: Record, now: u64) -> bool {
             } else {
                 0
             };
-            if fits > rank {
-                (best, rank) = (place, fits);
-            }
+            let found = fits << 8 | (LAST - place as u32);
+            best = forget(if found > best { found } else { best });
         }
         place += 1;
     }
-    match line.0.get_mut(best) {
+    if best < 1 << 8 {
+        return false;
+    }
+    match line.0.get_mut((LAST - (best & LAST)) as usize) {
         Some(word) => *word = record.pack(),
         None => return false,
     }
@@ -185,7 +191,7 @@ pub fn slot_of(block: &RingBlock, slot: u32) -> Option<u32> {
     block.0.get(slot as usize & (BLOCK_SLOTS - 1)).copied()
 }
 
-const _: () = assert!(BLOCK_SLOTS.is_power_of_two());
+const _: () = assert!(BLOCK_SLOTS.is_power_of_two() && RECORDS_PER_LINE.is_power_of_two());
 
 #[cfg(test)]
 mod tests {

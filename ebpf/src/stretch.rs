@@ -5,6 +5,7 @@ use crate::{
     abi::Address,
     balance::Packet,
     checksum,
+    forget::forget,
     parse::Seen,
     proxy::{self, Ends},
     toa,
@@ -65,6 +66,8 @@ fn put<P: Packet>(packet: &mut P, seen: &Seen, tell: Tell, ends: &Ends<'_>) -> O
     let at = l4 + if options != 0 { fixed } else { (offset >> 4) as usize * 4 };
     let more = options + payload;
     room(packet, at, more)?;
+    // Bounded by what was just checked, which kernels before 6.4 lose: `at` is to bound it anew.
+    let at = forget(at as u32) as usize;
     let mut change = write(packet, at, tell, seen.v4, ends)?;
     let length = seen.length.wrapping_add(more as u16);
     if seen.v4 {

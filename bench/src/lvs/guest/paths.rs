@@ -1,7 +1,10 @@
 //! How many instructions the balancer runs for a packet on each of its paths: one packet, one run, one figure.
 
 use anyhow::{Context, anyhow, ensure};
-use aya::{TestRun, TestRunOptions, programs::Xdp};
+use aya::{
+    Ebpf, TestRun, TestRunOptions,
+    programs::{SchedClassifier, Xdp},
+};
 use tidegate_ebpf::frames::Build;
 use tidegate_l4::Forward;
 
@@ -19,6 +22,7 @@ use crate::{
 const RUNS: u16 = 201;
 
 pub(super) fn measure() -> anyhow::Result<()> {
+    others()?;
     let mut traffic = Traffic::open()?;
     let base = Gauge { base: 0 }.runs(traffic.empty()?, |_| frame("tcp 10.78.0.1:1024 > 10.77.100.1:80 A"))?.0;
     Said::Note { text: format!("an empty program takes {base} instructions") }.say();
@@ -59,6 +63,18 @@ pub(super) fn measure() -> anyhow::Result<()> {
             alive(&mut traffic, &mut ours, forward)?;
         }
     }
+    Ok(())
+}
+
+/// The programs beside the balancer, of which it is only asked whether the verifier takes them.
+fn others() -> anyhow::Result<()> {
+    static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.o"));
+    let mut ebpf = Ebpf::load(PROBE).context("loading the maps of the health checks")?;
+    for (name, program) in ebpf.programs_mut() {
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.load().with_context(|| format!("loading the health checks' `{name}`"))?;
+    }
+    Said::Note { text: "the verifier took the programs of the health checks".into() }.say();
     Ok(())
 }
 

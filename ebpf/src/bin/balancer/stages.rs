@@ -45,6 +45,8 @@ stages! {
     RequoteBack requote_back dry_requote_back
     Challenge challenge dry_challenge
     Accept accept dry_accept
+    Options options dry_options
+    Rank rank dry_rank
 }
 
 /// The verifier checks every argument that the function's type names; one that is not used the compiler does not pass.
