@@ -26,7 +26,7 @@ static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Lays the frame, whatever the run before has made of it, and hands it to the target.
 #[xdp]
-pub fn restore(context: XdpContext) -> u32 {
+fn restore(context: XdpContext) -> u32 {
     if lay(&context).is_some() {
         // SAFETY: the target is a program of the same type; it does not come back here.
         unsafe { TARGET.tail_call(&context, 0) };
@@ -36,7 +36,7 @@ pub fn restore(context: XdpContext) -> u32 {
 
 /// Lays the frame and sends it out.
 #[xdp]
-pub fn generate(context: XdpContext) -> u32 {
+fn generate(context: XdpContext) -> u32 {
     match lay(&context) {
         Some(()) => xdp_action::XDP_TX,
         None => xdp_action::XDP_ABORTED,
@@ -45,13 +45,13 @@ pub fn generate(context: XdpContext) -> u32 {
 
 /// A target that does nothing: what remains is the price of laying frames.
 #[xdp]
-pub fn nothing(_context: XdpContext) -> u32 {
+fn nothing(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
 /// A target that makes room for outer headers, and does no more: the next run has to take it away.
 #[xdp]
-pub fn grow(context: XdpContext) -> u32 {
+fn grow(context: XdpContext) -> u32 {
     let Some(replay) = REPLAY.get_ptr(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: map memory; the context is the kernel's, and no pointer into the packet is held.
     match unsafe { bpf_xdp_adjust_head(context.ctx, ((*replay).growth as i32).wrapping_neg()) } {
@@ -62,7 +62,7 @@ pub fn grow(context: XdpContext) -> u32 {
 
 /// A target that calls a helper which does nearly nothing, [`CALLS`] times.
 #[xdp]
-pub fn calls(_context: XdpContext) -> u32 {
+fn calls(_context: XdpContext) -> u32 {
     let mut call = 0;
     while call < CALLS {
         // SAFETY: a helper without arguments.
@@ -74,7 +74,7 @@ pub fn calls(_context: XdpContext) -> u32 {
 
 /// Where traffic ends.
 #[xdp]
-pub fn sink(_context: XdpContext) -> u32 {
+fn sink(_context: XdpContext) -> u32 {
     if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
         // SAFETY: this CPU's own counter; XDP does not interrupt itself.
         unsafe { *arrived += 1 };

@@ -34,7 +34,7 @@ const NETWORK: usize = size_of::<Ethernet>();
 
 /// From a probe's socket to the real.
 #[classifier]
-pub fn probe_out(context: TcContext) -> i32 {
+fn probe_out(context: TcContext) -> i32 {
     let Some((packet, way)) = seen(&context, true) else { return TC_ACT_UNSPEC };
     if packet.peer != way.real.0 || packet.peer_port != way.real_port {
         return TC_ACT_UNSPEC;
@@ -47,7 +47,7 @@ pub fn probe_out(context: TcContext) -> i32 {
 
 /// From the real, in the VIP's name, to a probe's socket.
 #[classifier]
-pub fn probe_in(context: TcContext) -> i32 {
+fn probe_in(context: TcContext) -> i32 {
     let Some((packet, way)) = seen(&context, false) else { return TC_ACT_UNSPEC };
     if packet.peer == way.vip.0 && packet.peer_port == way.vip_port {
         rewrite(&context, &packet, false, way.real.0, way.real_port);

@@ -144,7 +144,7 @@ impl Packet for Frame {
 
 /// Takes tunnels apart: in the driver, or behind it where that knows no XDP.
 #[xdp]
-pub fn open(context: XdpContext) -> u32 {
+fn open(context: XdpContext) -> u32 {
     match decap::open(&mut Frame(context.ctx), &Maps) {
         Look::Other => {}
         Look::Refused(reason) => count(reason),
@@ -155,7 +155,7 @@ pub fn open(context: XdpContext) -> u32 {
 
 /// Has the clients of the VIPs send segments that still fit when the balancer has wrapped them.
 #[classifier]
-pub fn clamp(context: TcContext) -> i32 {
+fn clamp(context: TcContext) -> i32 {
     if lower(&context).is_some() {
         count(Count::Clamped);
     }

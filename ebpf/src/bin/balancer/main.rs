@@ -18,7 +18,7 @@ use crate::{frame::Frame, maps::Maps};
 /// The balancer: the usual packets itself, the others by `rest`.
 #[xdp]
 #[inline(always)]
-pub fn balance(context: XdpContext) -> u32 {
+fn balance(context: XdpContext) -> u32 {
     let capturing = capture::wanted();
     if capturing {
         capture::arriving(context.ctx);
@@ -39,7 +39,7 @@ pub fn balance(context: XdpContext) -> u32 {
 /// The packets that are not usual. A program of its own, since it needs all the stack that the kernel gives.
 #[xdp]
 #[inline(always)]
-pub fn rest(context: XdpContext) -> u32 {
+fn rest(context: XdpContext) -> u32 {
     let maps = Maps::<false> { context: context.ctx };
     let verdict = tidegate_ebpf::whole(&mut Frame(context.ctx), &maps);
     let action = act(verdict);
@@ -52,7 +52,7 @@ pub fn rest(context: XdpContext) -> u32 {
 /// Decides as the balancer would, writes nothing but `trace`, and leaves in the packet what would be sent.
 #[xdp]
 #[inline(always)]
-pub fn explain(context: XdpContext) -> u32 {
+fn explain(context: XdpContext) -> u32 {
     let maps = Maps::<true> { context: context.ctx };
     maps.trace(|trace| trace.at = maps::now());
     let mut frame = Frame(context.ctx);
@@ -64,7 +64,7 @@ pub fn explain(context: XdpContext) -> u32 {
 /// for user space to run by itself.
 #[xdp]
 #[inline(always)]
-pub fn beat(context: XdpContext) -> u32 {
+fn beat(context: XdpContext) -> u32 {
     let now = maps::now();
     if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
         // SAFETY: map memory; one store.
@@ -83,7 +83,7 @@ pub fn beat(context: XdpContext) -> u32 {
 /// Lets everything pass. A veth's far end needs a program for its own side to be able to transmit from XDP.
 #[xdp]
 #[inline(always)]
-pub fn pass(_context: XdpContext) -> u32 {
+fn pass(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 

@@ -63,7 +63,7 @@ impl Packet for Front {
 }
 
 #[classifier]
-pub fn open_tc(context: TcContext) -> i32 {
+fn open_tc(context: TcContext) -> i32 {
     let length = context.len() as usize;
     let wanted = if length < LOOKED_AT { length } else { LOOKED_AT };
     // The headers may lie in another piece.

@@ -39,7 +39,7 @@ const TCP_BPF_SYN: i32 = 1005;
 /// Learns the clients of the connections that are accepted in the cgroup, from the packet that completes the handshake.
 /// Whoever listened before this was attached need not start again, unless the option stands in the SYN alone.
 #[sock_ops]
-pub fn learn(context: SockOpsContext) -> u32 {
+fn learn(context: SockOpsContext) -> u32 {
     match context.op() {
         BPF_SOCK_OPS_TCP_LISTEN_CB => keep_syns(context.ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if Maps.is_from(&peer(&context)) => {
@@ -129,7 +129,7 @@ fn remember(ops: *mut bpf_sock_ops, mut client: Client) -> bool {
 
 /// Answers for IPv4 sockets.
 #[cgroup_sock_addr(getpeername4)]
-pub fn peer_v4(context: SockAddrContext) -> i32 {
+fn peer_v4(context: SockAddrContext) -> i32 {
     if let Some(client) = client(&context)
         && client.address.is_v4()
     {
@@ -145,7 +145,7 @@ pub fn peer_v4(context: SockAddrContext) -> i32 {
 
 /// Answers for IPv6 sockets, those that take IPv4 too among them.
 #[cgroup_sock_addr(getpeername6)]
-pub fn peer_v6(context: SockAddrContext) -> i32 {
+fn peer_v6(context: SockAddrContext) -> i32 {
     if let Some(client) = client(&context) {
         let answer = context.sock_addr;
         let [a, b, c, d] = client.address.0;
