@@ -23,7 +23,7 @@ use tidegate_tests::lab;
 use self::{
     ours::Ours,
     packet::{Desk, Scale},
-    paths::PATHS,
+    paths::{PATHS, Path},
 };
 use crate::{
     Settings,
@@ -40,6 +40,17 @@ const KATRAN_LAYING: f64 = 7.0;
 /// A flow that Katran remembers takes so many bytes of its LRU map.
 const KATRAN_BYTES: f64 = 121.0;
 
+const BY_PATH: &str = "The program alone, by path";
+
+type Measure = fn(&Settings, &mut Outcome) -> anyhow::Result<()>;
+
+const TABLES: &[(&str, Measure)] = &[
+    (BY_PATH, by_path),
+    ("Packets through a link", live::measure),
+    ("Requests end to end", ends::measure),
+    ("A change of the reals", control::measure),
+];
+
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     anyhow::ensure!(
         lab::require() && harness::Harness::is_built(),
@@ -47,14 +58,12 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     );
     let mut outcome = Outcome::default();
     peers::provide(&mut outcome.notes);
-    outcome.begin("The program alone, by path");
-    by_path(settings, &mut outcome)?;
-    outcome.begin("Packets through a link");
-    live::measure(settings, &mut outcome)?;
-    outcome.begin("Requests end to end");
-    ends::measure(settings, &mut outcome)?;
-    outcome.begin("A change of the reals");
-    control::measure(settings, &mut outcome)?;
+    for (title, measure) in TABLES {
+        if settings.wants(title) || (*title == BY_PATH && PATHS.iter().any(|path| settings.wants(path.case))) {
+            outcome.begin(title);
+            measure(settings, &mut outcome)?;
+        }
+    }
     Ok(outcome)
 }
 
@@ -69,10 +78,11 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
     let link = world::Link::lay()?;
     link.balancer.run(|| -> anyhow::Result<()> {
         stay_on(Cores::choose()?.load)?;
-        let mut desk = Desk::set(scale)?;
+        let wanted = |path: &Path| settings.wants(BY_PATH) || settings.wants(path.case);
+        let mut desk = Desk::set(scale, &wanted)?;
         let mut left_out: BTreeMap<&str, String> = BTreeMap::new();
         let mut rows: Vec<usize> = Vec::new();
-        for (row, path) in PATHS.iter().enumerate() {
+        for (row, path) in PATHS.iter().enumerate().filter(|(_, path)| wanted(path)) {
             if let Err(problem) = desk.look(path) {
                 left_out.insert(path.case, format!("{problem:#}"));
             } else {

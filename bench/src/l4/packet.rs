@@ -68,8 +68,8 @@ pub(super) struct Turn {
 }
 
 impl Desk {
-    /// In the current namespace, which is a [`world::Link`]'s.
-    pub(super) fn set(scale: Scale) -> anyhow::Result<Self> {
+    /// In the current namespace, which is a [`world::Link`]'s, with the flows of the rows that are wanted.
+    pub(super) fn set(scale: Scale, wanted: &dyn Fn(&Path) -> bool) -> anyhow::Result<Self> {
         let mut harness = Harness::load()?;
         let link = harness.attach("nothing", LINK)?;
         let mut used = Ours::load(scale.room())?;
@@ -79,7 +79,7 @@ impl Desk {
         let interface = world::index(LINK)?;
         let next = vec![0; PATHS.len()];
         let mut desk = Self { scale, harness, interface, used, full: None, next, _link: link };
-        for path in PATHS.iter().filter(|path| matches!(path.frames, Frames::Of(_))) {
+        for path in PATHS.iter().filter(|path| matches!(path.frames, Frames::Of(_)) && wanted(path)) {
             desk.open(path)?;
         }
         Ok(desk)
@@ -255,7 +255,7 @@ mod tests {
         }
         let link = world::Link::lay().expect("two namespaces");
         link.balancer.run(|| {
-            let mut desk = Desk::set(Scale { runs: 500, flows: 2000 }).expect("a balancer");
+            let mut desk = Desk::set(Scale { runs: 500, flows: 2000 }, &|_| true).expect("a balancer");
             for (row, path) in PATHS.iter().enumerate() {
                 desk.look(path).unwrap_or_else(|problem| panic!("{}: {problem:#}", path.case));
                 desk.turn(row).unwrap_or_else(|problem| panic!("{}: {problem:#}", path.case));
