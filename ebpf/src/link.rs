@@ -12,8 +12,8 @@ use crate::{
 pub(crate) fn send<P: Packet>(packet: &mut P, seen: &Seen, hop: &Hop, ifindex: u32) -> Step {
     if hop.vlan == 0 && seen.l3 as usize == size_of::<Ethernet>() {
         let Some(ethernet) = packet.at::<Ethernet>(0) else { return Step::drop(Reason::Malformed) };
-        ethernet.destination = hop.destination_mac;
-        ethernet.source = hop.source_mac;
+        ethernet.destination.set(&hop.destination_mac);
+        ethernet.source.set(&hop.source_mac);
         return Step::leave(ifindex, hop);
     }
     if header(packet, &{ *seen }, &{ *hop }) == 0 {
@@ -41,15 +41,15 @@ pub fn begin<P: Packet>(packet: &mut P, l3: usize, wrap: usize, hop: &Hop, ether
     if hop.vlan == 0 {
         // Field by field: a whole struct would be copied by way of the stack.
         let ethernet = packet.at::<Ethernet>(0)?;
-        ethernet.destination = hop.destination_mac;
-        ethernet.source = hop.source_mac;
+        ethernet.destination.set(&hop.destination_mac);
+        ethernet.source.set(&hop.source_mac);
         ethernet.ethertype = ethertype;
         return Some(size_of::<Ethernet>());
     }
     packet.at::<Vlan>(size_of::<Ethernet>())?;
     let ethernet = packet.at::<Ethernet>(0)?;
-    ethernet.destination = hop.destination_mac;
-    ethernet.source = hop.source_mac;
+    ethernet.destination.set(&hop.destination_mac);
+    ethernet.source.set(&hop.source_mac);
     ethernet.ethertype = ETHERTYPE_VLAN;
     let vlan = packet.at::<Vlan>(size_of::<Ethernet>())?;
     vlan.control = (hop.vlan & 0xfff).to_be();
