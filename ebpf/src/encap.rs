@@ -89,9 +89,8 @@ pub const fn overhead(mode: u8, outer_v4: bool) -> usize {
 fn pass_on<P: Packet>(packet: &mut P, seen: &Seen) -> Option<u8> {
     if seen.v4 {
         let ip = packet.at::<Ipv4>(seen.l3 as usize)?;
-        let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
         ip.ttl = ip.ttl.wrapping_sub(1);
-        ip.checksum = checksum::mend(ip.checksum, checksum::half(before, u16::from_ne_bytes([ip.ttl, ip.protocol])));
+        ip.checksum = checksum::mend(ip.checksum, checksum::ONE_HOP);
         Some(ip.tos)
     } else {
         let ip = packet.at::<Ipv6>(seen.l3 as usize)?;
