@@ -44,12 +44,12 @@ pub(crate) fn send<P: Packet>(
     hop: &Hop,
     hash: u32,
 ) -> Step {
-    let v4 = real.address.is_v4();
     let ifindex = packet.ifindex();
     let Some(class) = pass_on(packet, seen) else { return Step::drop(Reason::Malformed) };
     if service.mode == Service::DIRECT {
         return link::send(packet, seen, hop, ifindex);
     }
+    let v4 = real.address.is_v4();
     let source = if v4 { settings.tunnel_v4 } else { settings.tunnel_v6 };
     let outer = Outer {
         source,

@@ -92,10 +92,12 @@ fn forward<P: Packet, T: Tables>(
         id = select::recorded(tables, seen, hash);
     }
     let Some(real) = real(tables, service, id) else { return Step::UNUSUAL };
-    let v4 = real.address.is_v4();
-    let around = encap::overhead(service.mode, v4);
-    if service.mode != Service::DIRECT && (service.mode != Service::IPIP || v4 != seen.v4) {
-        return Step::UNUSUAL;
+    let mut around = 0;
+    if service.mode != Service::DIRECT {
+        if service.mode != Service::IPIP || real.address.is_v4() != seen.v4 {
+            return Step::UNUSUAL;
+        }
+        around = encap::overhead(Service::IPIP, seen.v4);
     }
     let Some(hop) = hop(tables, settings, real, seen.length as usize + around) else { return Step::UNUSUAL };
     let bytes = packet.length() as u64;

@@ -19,11 +19,11 @@ use crate::{frame::Frame, maps::Maps};
 #[xdp]
 #[inline(always)]
 pub fn balance(context: XdpContext) -> u32 {
-    let capturing = capture::wanted();
+    let maps = Maps::<false>::new(context.ctx);
+    let capturing = maps.capturing();
     if capturing {
         capture::arriving(context.ctx);
     }
-    let maps = Maps::<false>::new(context.ctx);
     let Some(verdict) = tidegate_ebpf::usual(&mut Frame(context.ctx), &maps) else {
         // SAFETY: user space has put `rest` there before the program was attached.
         unsafe { maps::PROGRAMS.tail_call(&context, 0) };
@@ -43,7 +43,7 @@ pub fn rest(context: XdpContext) -> u32 {
     let maps = Maps::<false>::new(context.ctx);
     let verdict = tidegate_ebpf::whole(&mut Frame(context.ctx), &maps);
     let action = act(verdict);
-    if capture::wanted() {
+    if maps.capturing() {
         capture::leaving(context.ctx, action, detail(verdict));
     }
     action

@@ -98,13 +98,20 @@ pub(crate) static CLOCK: Array<u64, 1, MAPPED> = Array::new();
 pub(crate) struct Maps<const DRY: bool> {
     context: *mut xdp_md,
     settings: Option<&'static Settings>,
+    watch: Option<&'static Watch>,
 }
 
 impl<const DRY: bool> Maps<DRY> {
-    /// The settings are looked up here, once.
+    /// What every packet needs is looked up here, once.
     #[inline(always)]
     pub(crate) fn new(context: *mut xdp_md) -> Self {
-        Self { context, settings: SETTINGS.get(0) }
+        Self { context, settings: SETTINGS.get(0), watch: WATCH.get(0) }
+    }
+
+    /// Somebody wants copies of packets.
+    #[inline(always)]
+    pub(crate) fn capturing(&self) -> bool {
+        self.watch.is_some_and(|watch| watch.capture != 0 && watch.left != 0)
     }
 }
 
@@ -342,7 +349,7 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
 
     #[inline(always)]
     fn log_every(&self) -> u32 {
-        WATCH.get(0).map_or(0, |watch| watch.log_every)
+        self.watch.map_or(0, |watch| watch.log_every)
     }
 
     #[inline(always)]
