@@ -36,6 +36,8 @@ const KATRAN: &str = "katran*";
 const LAYING: &str = "laying a frame, already subtracted";
 /// On processors whose returns must be guarded against speculation, this is several times what it is on others.
 const CALL: &str = "one call of a helper, as in each look-up";
+/// What a flow costs that is one of very many: its line of the table comes from memory, and where that is found too.
+const FAR: &str = "one look at 128 MB, as for a flow of very many";
 const KATRAN_LAYING: f64 = 7.0;
 /// A flow that Katran remembers takes so many bytes of its LRU map.
 const KATRAN_BYTES: f64 = 121.0;
@@ -99,6 +101,7 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
                     samples.add(path.case, OURS, turn.ns);
                     samples.add(LAYING, OURS, turn.laying);
                     samples.add(CALL, OURS, desk.helper_call()?);
+                    samples.add(FAR, OURS, desk.far_look()?);
                     dropped.insert(path.case, turn.dropped);
                 }
                 Err(problem) => _ = left_out.insert(path.case, format!("{problem:#}")),
@@ -112,7 +115,7 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
             row.peers.extend(path.katran.map(|ns| (KATRAN.to_owned(), ns)));
             outcome.rows.push(row);
         }
-        for (case, katran) in [(LAYING, Some(KATRAN_LAYING)), (CALL, None)] {
+        for (case, katran) in [(LAYING, Some(KATRAN_LAYING)), (CALL, None), (FAR, None)] {
             let figure = Figure { case, unit: "ns", better: Better::Less, goal: None };
             let Some(mut row) = samples.row("l4", figure) else { continue };
             row.peers.extend(katran.map(|ns| (KATRAN.to_owned(), ns)));

@@ -157,6 +157,12 @@ impl Desk {
         self.harness.helper_call(&frames, self.interface, self.scale.runs)
     }
 
+    /// ns of one look at memory that no cache holds, as every packet of one of very many flows has to.
+    pub(super) fn far_look(&mut self) -> anyhow::Result<f64> {
+        let frames = Replay { growth: 0, ..replay(&PATHS[0], "A", 1_000_000)? };
+        self.harness.far_look(&frames, self.interface, self.scale.runs)
+    }
+
     /// Offers more flows than there is room for, until hardly any finds a place, or there were many more.
     fn fill(&mut self) -> anyhow::Result<()> {
         if self.full.is_some() {
