@@ -8,11 +8,14 @@ use crate::{
     abi::{Address, Flow, Head, Hop, MOVING, Real, Service, ServiceKey, Settings, TCP},
     balance::{Packet, Step, Tables},
     encap,
-    flows::{self, Ask, Life},
+    flows::{self, Ask},
     nat,
     parse::{self, Network, Seen},
     select,
 };
+
+/// Of the flows that are not in their first choice, nearly all are in one of so many places right after it.
+const BESIDE: u32 = 2;
 
 /// [`Step::UNUSUAL`]: nothing was done, or nothing that harms to be done again.
 #[inline(always)]
@@ -110,10 +113,21 @@ fn forward<P: Packet, T: Tables>(
 #[inline(always)]
 fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, seen: &Seen, service: &Service) -> Step {
     let Some(mut ask) = flows::ask(packet, tables, settings, seen, service) else { return Step::UNUSUAL };
-    let index = Flow::home(ask.hash, ask.first, ask.locals);
-    let life = flows::look_awake(tables, seen, &ask, index);
+    let home = Flow::home(ask.hash, ask.first, ask.locals);
+    let (mut index, mut life) = (home, flows::look_awake(tables, seen, &ask, home));
+    let spilled = life.spilled;
+    let mut step = 1;
+    while spilled && !life.own && step <= BESIDE {
+        index = Flow::neighbour(home, step);
+        life = flows::look_awake(tables, seen, &ask, index);
+        step += 1;
+    }
     let (opens, new) = (seen.opens(), !life.own);
-    ask.real = if new { first(tables, seen, service, &ask, &life) } else { life.real };
+    ask.real = match (new, spilled) {
+        (false, _) => life.real,
+        (true, false) => first(tables, seen, service, &ask),
+        (true, true) => select::NOBODY,
+    };
     // A SYN may begin anew.
     if !new && (opens || life.work != 0 || life.idle) {
         return Step::UNUSUAL;
@@ -133,9 +147,9 @@ fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
 
 /// The real of a flow that begins, on a stable slot and with nothing to be done but translate, or [`select::NOBODY`].
 #[inline(always)]
-fn first<T: Tables>(tables: &T, seen: &Seen, service: &Service, ask: &Ask, life: &Life) -> u32 {
+fn first<T: Tables>(tables: &T, seen: &Seen, service: &Service, ask: &Ask) -> u32 {
     let plain = service.client == Service::HIDDEN && service.mask != 0 && tables.log_every() == 0;
-    if !plain || life.spilled || !flows::starts(seen, service) {
+    if !plain || !flows::starts(seen, service) {
         return select::NOBODY;
     }
     select::slot(tables, service, ask.hash).filter(|word| word & MOVING == 0).unwrap_or(select::NOBODY)
