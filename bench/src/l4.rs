@@ -23,7 +23,7 @@ use tidegate_tests::lab;
 use self::{
     ours::Ours,
     packet::{Desk, Scale},
-    paths::PATHS,
+    paths::{PATHS, Path},
 };
 use crate::{
     Settings,
@@ -36,9 +36,22 @@ const KATRAN: &str = "katran*";
 const LAYING: &str = "laying a frame, already subtracted";
 /// On processors whose returns must be guarded against speculation, this is several times what it is on others.
 const CALL: &str = "one call of a helper, as in each look-up";
+/// What a flow costs that is one of very many: its line of the table comes from memory, and where that is found too.
+const FAR: &str = "one look at 128 MB, as for a flow of very many";
 const KATRAN_LAYING: f64 = 7.0;
 /// A flow that Katran remembers takes so many bytes of its LRU map.
 const KATRAN_BYTES: f64 = 121.0;
+
+const BY_PATH: &str = "The program alone, by path";
+
+type Measure = fn(&Settings, &mut Outcome) -> anyhow::Result<()>;
+
+const TABLES: &[(&str, Measure)] = &[
+    (BY_PATH, by_path),
+    ("Packets through a link", live::measure),
+    ("Requests end to end", ends::measure),
+    ("A change of the reals", control::measure),
+];
 
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     anyhow::ensure!(
@@ -47,14 +60,12 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     );
     let mut outcome = Outcome::default();
     peers::provide(&mut outcome.notes);
-    outcome.begin("The program alone, by path");
-    by_path(settings, &mut outcome)?;
-    outcome.begin("Packets through a link");
-    live::measure(settings, &mut outcome)?;
-    outcome.begin("Requests end to end");
-    ends::measure(settings, &mut outcome)?;
-    outcome.begin("A change of the reals");
-    control::measure(settings, &mut outcome)?;
+    for (title, measure) in TABLES {
+        if settings.wants(title) || (*title == BY_PATH && PATHS.iter().any(|path| settings.wants(path.case))) {
+            outcome.begin(title);
+            measure(settings, &mut outcome)?;
+        }
+    }
     Ok(outcome)
 }
 
@@ -69,10 +80,11 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
     let link = world::Link::lay()?;
     link.balancer.run(|| -> anyhow::Result<()> {
         stay_on(Cores::choose()?.load)?;
-        let mut desk = Desk::set(scale)?;
+        let wanted = |path: &Path| settings.wants(BY_PATH) || settings.wants(path.case);
+        let mut desk = Desk::set(scale, &wanted)?;
         let mut left_out: BTreeMap<&str, String> = BTreeMap::new();
         let mut rows: Vec<usize> = Vec::new();
-        for (row, path) in PATHS.iter().enumerate() {
+        for (row, path) in PATHS.iter().enumerate().filter(|(_, path)| wanted(path)) {
             if let Err(problem) = desk.look(path) {
                 left_out.insert(path.case, format!("{problem:#}"));
             } else {
@@ -89,6 +101,7 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
                     samples.add(path.case, OURS, turn.ns);
                     samples.add(LAYING, OURS, turn.laying);
                     samples.add(CALL, OURS, desk.helper_call()?);
+                    samples.add(FAR, OURS, desk.far_look()?);
                     dropped.insert(path.case, turn.dropped);
                 }
                 Err(problem) => _ = left_out.insert(path.case, format!("{problem:#}")),
@@ -102,7 +115,7 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
             row.peers.extend(path.katran.map(|ns| (KATRAN.to_owned(), ns)));
             outcome.rows.push(row);
         }
-        for (case, katran) in [(LAYING, Some(KATRAN_LAYING)), (CALL, None)] {
+        for (case, katran) in [(LAYING, Some(KATRAN_LAYING)), (CALL, None), (FAR, None)] {
             let figure = Figure { case, unit: "ns", better: Better::Less, goal: None };
             let Some(mut row) = samples.row("l4", figure) else { continue };
             row.peers.extend(katran.map(|ns| (KATRAN.to_owned(), ns)));

@@ -44,12 +44,18 @@ struct Bench {
 /// How much to measure.
 pub(crate) struct Settings {
     quick: bool,
+    only: Option<String>,
 }
 
 impl Settings {
     /// How often each contender has its turn: odd, so that a median is a run that was.
     pub(crate) fn rounds(&self) -> usize {
         if self.quick { 3 } else { 9 }
+    }
+
+    /// Whether what has this name is to be measured.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|part| name.contains(part))
     }
 
     /// How long a turn is.
@@ -68,6 +74,9 @@ struct Arguments {
     /// A minute or two: fewer and shorter turns.
     #[arg(long)]
     quick: bool,
+    /// Of layer 4's tables, and of the rows by path, only those whose names contain this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Also write the rows as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -121,7 +130,7 @@ fn main() -> anyhow::Result<()> {
         );
     }
     let machine = Machine::look();
-    let outcome = (bench.run)(&Settings { quick: arguments.quick })?;
+    let outcome = (bench.run)(&Settings { quick: arguments.quick, only: arguments.only })?;
     println!("{}", outcome.page(bench.name, &machine));
     if let Some(file) = arguments.json {
         write_json(&file, &outcome)?;

@@ -4,19 +4,29 @@
 
 use crate::abi::Address;
 
-/// `~old + new` over all halves of an address. In IPv4 the mapped prefix stands in both and cancels out.
+/// `~old + new` over an address of this family.
 #[inline(always)]
 #[must_use]
-pub fn addresses(old: &Address, new: &Address) -> u32 {
-    word(old.0[0], new.0[0]) + word(old.0[1], new.0[1]) + word(old.0[2], new.0[2]) + word(old.0[3], new.0[3])
+pub fn addresses(old: &Address, new: &Address, v4: bool) -> u32 {
+    let change = |n: usize| u64::from(!old.0[n]) + u64::from(new.0[n]);
+    narrow(if v4 { change(3) } else { change(0) + change(1) + change(2) + change(3) })
 }
 
 /// `~old + new` of 32 bits.
 #[inline(always)]
 #[must_use]
 pub fn word(old: u32, new: u32) -> u32 {
-    half(old as u16, new as u16) + half((old >> 16) as u16, (new >> 16) as u16)
+    narrow(u64::from(!old) + u64::from(new))
 }
+
+/// A sum of words of 32 bits as one of halves.
+#[inline(always)]
+fn narrow(sum: u64) -> u32 {
+    (sum & 0xffff) as u32 + (sum >> 16 & 0xffff) as u32 + (sum >> 32) as u32
+}
+
+/// `~old + new` of the half word whose first byte is a packet's time to live, which is one less.
+pub const ONE_HOP: u32 = !0x0100_u16.to_be() as u32;
 
 /// `~old + new` of 16 bits.
 #[inline(always)]

@@ -44,12 +44,12 @@ pub(crate) fn send<P: Packet>(
     hop: &Hop,
     hash: u32,
 ) -> Step {
-    let v4 = real.address.is_v4();
     let ifindex = packet.ifindex();
     let Some(class) = pass_on(packet, seen) else { return Step::drop(Reason::Malformed) };
     if service.mode == Service::DIRECT {
         return link::send(packet, seen, hop, ifindex);
     }
+    let v4 = real.address.is_v4();
     let source = if v4 { settings.tunnel_v4 } else { settings.tunnel_v6 };
     let outer = Outer {
         source,
@@ -89,9 +89,8 @@ pub const fn overhead(mode: u8, outer_v4: bool) -> usize {
 fn pass_on<P: Packet>(packet: &mut P, seen: &Seen) -> Option<u8> {
     if seen.v4 {
         let ip = packet.at::<Ipv4>(seen.l3 as usize)?;
-        let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
         ip.ttl = ip.ttl.wrapping_sub(1);
-        ip.checksum = checksum::mend(ip.checksum, checksum::half(before, u16::from_ne_bytes([ip.ttl, ip.protocol])));
+        ip.checksum = checksum::mend(ip.checksum, checksum::ONE_HOP);
         Some(ip.tos)
     } else {
         let ip = packet.at::<Ipv6>(seen.l3 as usize)?;

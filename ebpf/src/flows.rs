@@ -40,7 +40,8 @@ pub(crate) struct Ask {
 #[derive(Clone, Copy)]
 pub(crate) struct Life {
     pub(crate) own: bool,
-    spilled: bool,
+    /// Not its own, but it was the first choice of some flow that is elsewhere.
+    pub(crate) spilled: bool,
     closing: bool,
     /// Silent for longer than a UDP flow lasts.
     pub(crate) idle: bool,
@@ -64,7 +65,7 @@ pub(crate) fn out<P: Packet, T: Tables>(
     let hash = ask.hash;
     let mut index = Flow::home(hash, ask.first, ask.locals);
     let mut life = look(tables, seen, &ask, index);
-    if !life.own && (life.spilled || !seen.opens()) {
+    if life.spilled {
         index = elsewhere(tables, &{ *seen }, &{ ask });
         life = look(tables, seen, &ask, index);
     }
@@ -190,7 +191,7 @@ pub(crate) fn work(service: &Service, seen: &Seen) -> u8 {
 /// Whether a packet of no known flow makes one. One in the middle of a connection does too: state may have been lost,
 /// and its place and (while the ring stands) its real are found again by its hash.
 #[inline(always)]
-fn starts(seen: &Seen, service: &Service) -> bool {
+pub(crate) fn starts(seen: &Seen, service: &Service) -> bool {
     // Nobody's reset, an answer to a question that no real asked, a piece without its head.
     let stray = seen.flags & RST != 0 || seen.flags & (SYN | ACK) == SYN | ACK || seen.headless || seen.quoted;
     !stray && (service.checks & Service::COOKIES == 0 || seen.opens() || seen.tuple.protocol == UDP)
@@ -275,25 +276,34 @@ fn candidate(home: u32, second: u32, step: u32) -> u32 {
     if step < Flow::GROUP { Flow::neighbour(home, step) } else { Flow::neighbour(second, step) }
 }
 
-/// How well a place suits a new flow of a real.
+/// [`rank`] of a place that nobody has, or may have, a claim on.
+const FREE: u32 = 4;
+
+/// [`rank`] of a place for a flow of a real.
 #[inline(always)]
 pub(crate) fn suits<T: Tables>(tables: &T, value: u64) -> u64 {
     let now = tables.now();
     u64::from(tables.flow(value as u32, |flow| rank(flow, now, (value >> 32) as u32)).unwrap_or(0))
 }
 
-/// The higher, the better; 0: it is taken.
+/// How well a place suits a new flow: the higher, the better; 0: it is taken.
 #[inline(always)]
 fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
     let idle = flow.idle(now);
     if flow.over(now) {
         // A real that the same local port was closed with may hold it in TIME_WAIT.
-        if flow.protocol == 0 || flow.real() != real || idle > Flow::TIME_WAIT { 4 } else { 3 }
+        if flow.protocol == 0 || flow.real() != real || idle > Flow::TIME_WAIT { FREE } else { FREE - 1 }
     } else if flow.answered < Flow::HEARD && flow.protocol == TCP && idle > Flow::TCP_OPENING_PRESSED {
         2
     } else {
         0
     }
+}
+
+/// Gives the flow its first choice of places, if that is free. Where it is not, [`open`] looks further.
+#[inline(always)]
+pub(crate) fn open_first<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, home: u32) -> bool {
+    tables.peek(home, |flow| rank(flow, ask.now, ask.real)) == Some(FREE) && take(tables, seen, ask, home)
 }
 
 /// The last place that is tried.
@@ -316,7 +326,7 @@ pub(crate) fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen
         let found = rank << 8 | (LAST - step);
         best = forget(if found > best { found } else { best });
         // The first that is good enough: the table is not read further than need be.
-        if best >= 4 << 8 {
+        if best >= FREE << 8 {
             break;
         }
         step += 1;

@@ -124,8 +124,8 @@ fn requote<P: Packet>(packet: &mut P, seen: &Seen, to: &Requoted, hop: &Hop) -> 
 #[inline(always)]
 fn rewrite<P: Packet>(packet: &mut P, seen: &Seen, to: &Requoted) -> Option<()> {
     // The quoted packet went from `tuple.destination` (ours) to `tuple.source`.
-    let addresses = checksum::addresses(&seen.tuple.destination, &to.source)
-        + checksum::addresses(&seen.tuple.source, &to.destination);
+    let addresses = checksum::addresses(&seen.tuple.destination, &to.source, seen.v4)
+        + checksum::addresses(&seen.tuple.source, &to.destination, seen.v4);
     let mut change = checksum::half(seen.tuple.destination_port.to_be(), to.source_port.to_be())
         + checksum::half(seen.tuple.source_port.to_be(), to.destination_port.to_be());
     let quote = seen.l4 as usize + size_of::<Icmp>();
@@ -142,11 +142,9 @@ fn rewrite<P: Packet>(packet: &mut P, seen: &Seen, to: &Requoted) -> Option<()> 
             Some((before, after)) if ip.source == before.0[3] => after.0[3],
             _ => ip.source,
         };
-        let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
         ip.ttl = ip.ttl.wrapping_sub(1);
-        let outer = checksum::word(ip.source, source)
-            + checksum::word(ip.destination, to.receiver.0[3])
-            + checksum::half(before, u16::from_ne_bytes([ip.ttl, ip.protocol]));
+        let outer =
+            checksum::word(ip.source, source) + checksum::word(ip.destination, to.receiver.0[3]) + checksum::ONE_HOP;
         ip.checksum = checksum::mend(ip.checksum, outer);
         ip.source = source;
         ip.destination = to.receiver.0[3];
@@ -163,7 +161,8 @@ fn rewrite<P: Packet>(packet: &mut P, seen: &Seen, to: &Requoted) -> Option<()> 
         ip.hops = ip.hops.wrapping_sub(1);
         ip.source = source.0;
         ip.destination = to.receiver.0;
-        change += addresses + checksum::addresses(&from, &source) + checksum::addresses(&at, &to.receiver);
+        change +=
+            addresses + checksum::addresses(&from, &source, false) + checksum::addresses(&at, &to.receiver, false);
     }
     if to.less != 0 {
         let sequence = packet.at::<[u32; 1]>(seen.ports as usize + size_of::<Ports>())?;

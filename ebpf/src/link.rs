@@ -1,7 +1,5 @@
 //! The Ethernet header, with or without an 802.1Q tag.
 
-use core::ptr;
-
 use crate::{
     abi::{Hop, Reason},
     balance::{Packet, Step},
@@ -14,7 +12,8 @@ use crate::{
 pub(crate) fn send<P: Packet>(packet: &mut P, seen: &Seen, hop: &Hop, ifindex: u32) -> Step {
     if hop.vlan == 0 && seen.l3 as usize == size_of::<Ethernet>() {
         let Some(ethernet) = packet.at::<Ethernet>(0) else { return Step::drop(Reason::Malformed) };
-        address(ethernet, hop);
+        ethernet.destination.set(&hop.destination_mac);
+        ethernet.source.set(&hop.source_mac);
         return Step::leave(ifindex, hop);
     }
     if header(packet, &{ *seen }, &{ *hop }) == 0 {
@@ -42,26 +41,18 @@ pub fn begin<P: Packet>(packet: &mut P, l3: usize, wrap: usize, hop: &Hop, ether
     if hop.vlan == 0 {
         // Field by field: a whole struct would be copied by way of the stack.
         let ethernet = packet.at::<Ethernet>(0)?;
-        address(ethernet, hop);
+        ethernet.destination.set(&hop.destination_mac);
+        ethernet.source.set(&hop.source_mac);
         ethernet.ethertype = ethertype;
         return Some(size_of::<Ethernet>());
     }
     packet.at::<Vlan>(size_of::<Ethernet>())?;
     let ethernet = packet.at::<Ethernet>(0)?;
-    address(ethernet, hop);
+    ethernet.destination.set(&hop.destination_mac);
+    ethernet.source.set(&hop.source_mac);
     ethernet.ethertype = ETHERTYPE_VLAN;
     let vlan = packet.at::<Vlan>(size_of::<Ethernet>())?;
     vlan.control = (hop.vlan & 0xfff).to_be();
     vlan.ethertype = ethertype;
     Some(size_of::<Ethernet>() + size_of::<Vlan>())
-}
-
-/// What may overlap for all that LLVM knows is copied by a call, byte by byte.
-#[inline(always)]
-fn address(ethernet: &mut Ethernet, hop: &Hop) {
-    // SAFETY: two fields of references, and the mutable one overlaps with no other.
-    unsafe {
-        ptr::copy_nonoverlapping(&raw const hop.destination_mac, &raw mut ethernet.destination, 1);
-        ptr::copy_nonoverlapping(&raw const hop.source_mac, &raw mut ethernet.source, 1);
-    }
 }

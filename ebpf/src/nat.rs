@@ -31,15 +31,13 @@ pub(crate) fn send<P: Packet>(packet: &mut P, seen: &Seen, to: &Rewrite, hop: &H
 /// Addresses, ports, checksums and the time to live.
 #[inline(always)]
 pub fn rewrite<P: Packet>(packet: &mut P, seen: &Seen, to: &Rewrite) -> Option<()> {
-    let addresses = checksum::addresses(&seen.tuple.source, &to.source)
-        + checksum::addresses(&seen.tuple.destination, &to.destination);
+    let addresses = checksum::addresses(&seen.tuple.source, &to.source, seen.v4)
+        + checksum::addresses(&seen.tuple.destination, &to.destination, seen.v4);
     let l3 = seen.l3 as usize;
     if seen.v4 {
         let ip = packet.at::<Ipv4>(l3)?;
-        let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
         ip.ttl = ip.ttl.wrapping_sub(1);
-        let after = u16::from_ne_bytes([ip.ttl, ip.protocol]);
-        ip.checksum = checksum::mend(ip.checksum, addresses + checksum::half(before, after));
+        ip.checksum = checksum::mend(ip.checksum, addresses + checksum::ONE_HOP);
         ip.source = to.source.0[3];
         ip.destination = to.destination.0[3];
     } else {

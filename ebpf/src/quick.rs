@@ -1,4 +1,4 @@
-//! The usual packet: a plain one of a flow that goes on, or of a stable slot.
+//! The usual packet: a plain one of a flow that is known, or that begins where nothing stands in its way.
 //!
 //! A call costs 5 to 15 ns where the processor must be kept from guessing returns, which is half of what a whole packet
 //! may cost. So there is none here: no function of ours, and no helper of the kernel's but the one that makes room for a
@@ -7,10 +7,15 @@
 use crate::{
     abi::{Address, Flow, Head, Hop, MOVING, Real, Service, ServiceKey, Settings, TCP},
     balance::{Packet, Step, Tables},
-    encap, flows, nat,
+    encap,
+    flows::{self, Ask},
+    nat,
     parse::{self, Network, Seen},
     select,
 };
+
+/// Of the flows that are not in their first choice, nearly all are in one of so many places right after it.
+const BESIDE: u32 = 2;
 
 /// [`Step::UNUSUAL`]: nothing was done, or nothing that harms to be done again.
 #[inline(always)]
@@ -65,6 +70,12 @@ fn hop<'a, T: Tables>(tables: &T, settings: &Settings, real: &'a Real, length: u
     (known && hop.vlan == 0 && (hop.mtu == 0 || length <= hop.mtu as usize)).then_some(hop)
 }
 
+/// A real that is there and the service's own: its head may be half old and half new, and the ring then another's.
+#[inline(always)]
+fn real<'a, T: Tables>(tables: &'a T, service: &Service, id: u32) -> Option<&'a Real> {
+    tables.real(id).filter(|real| real.state != Real::GONE && real.service == service.id)
+}
+
 /// To a real that answers by itself.
 #[inline(always)]
 fn forward<P: Packet, T: Tables>(
@@ -79,17 +90,17 @@ fn forward<P: Packet, T: Tables>(
     if service.mask == 0 || (opens && tables.log_every() != 0) {
         return Step::UNUSUAL;
     }
-    let Some(id) = select::slot(tables, service, hash).filter(|word| word & MOVING == 0) else {
-        return Step::UNUSUAL;
-    };
-    // The head may be half old and half new: the ring then is another's.
-    let Some(real) = tables.real(id).filter(|real| real.state != Real::GONE && real.service == service.id) else {
-        return Step::UNUSUAL;
-    };
-    let v4 = real.address.is_v4();
-    let around = encap::overhead(service.mode, v4);
-    if service.mode != Service::DIRECT && (service.mode != Service::IPIP || v4 != seen.v4) {
-        return Step::UNUSUAL;
+    let mut id = select::slot(tables, service, hash).unwrap_or(select::NOBODY);
+    if id & MOVING != 0 {
+        id = select::recorded(tables, seen, hash);
+    }
+    let Some(real) = real(tables, service, id) else { return Step::UNUSUAL };
+    let mut around = 0;
+    if service.mode != Service::DIRECT {
+        if service.mode != Service::IPIP || real.address.is_v4() != seen.v4 {
+            return Step::UNUSUAL;
+        }
+        around = encap::overhead(Service::IPIP, seen.v4);
     }
     let Some(hop) = hop(tables, settings, real, seen.length as usize + around) else { return Step::UNUSUAL };
     let bytes = packet.length() as u64;
@@ -98,28 +109,50 @@ fn forward<P: Packet, T: Tables>(
     encap::send(packet, settings, seen, service, real, hop, hash as u32)
 }
 
-/// From a client to the real of its flow.
+/// From a client to the real of its flow, which may begin.
 #[inline(always)]
 fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, seen: &Seen, service: &Service) -> Step {
+    let Some(mut ask) = flows::ask(packet, tables, settings, seen, service) else { return Step::UNUSUAL };
+    let home = Flow::home(ask.hash, ask.first, ask.locals);
+    let (mut index, mut life) = (home, flows::look_awake(tables, seen, &ask, home));
+    let spilled = life.spilled;
+    let mut step = 1;
+    while spilled && !life.own && step <= BESIDE {
+        index = Flow::neighbour(home, step);
+        life = flows::look_awake(tables, seen, &ask, index);
+        step += 1;
+    }
+    let (opens, new) = (seen.opens(), !life.own);
+    ask.real = match (new, spilled) {
+        (false, _) => life.real,
+        (true, false) => first(tables, seen, service, &ask),
+        (true, true) => select::NOBODY,
+    };
     // A SYN may begin anew.
-    if seen.opens() {
+    if !new && (opens || life.work != 0 || life.idle) {
         return Step::UNUSUAL;
     }
-    let Some(ask) = flows::ask(packet, tables, settings, seen, service) else { return Step::UNUSUAL };
-    let index = Flow::home(ask.hash, ask.first, ask.locals);
-    let life = flows::look_awake(tables, seen, &ask, index);
-    if !life.own || life.work != 0 || life.idle {
+    let (Some(real), Some(local)) = (real(tables, service, ask.real), tables.local(index >> 16)) else {
         return Step::UNUSUAL;
-    }
-    let (Some(real), Some(local)) = (tables.real(life.real), tables.local(index >> 16)) else { return Step::UNUSUAL };
-    if real.state == Real::GONE || real.service != service.id {
-        return Step::UNUSUAL;
-    }
+    };
     let Some(hop) = hop(tables, settings, real, seen.length as usize) else { return Step::UNUSUAL };
+    if new && !flows::open_first(tables, seen, &ask, index) {
+        return Step::UNUSUAL;
+    }
     let bytes = packet.length() as u64;
-    tables.count_service(service.id, bytes, false, false);
-    tables.count_real(life.real, bytes, false, false);
+    tables.count_service(service.id, bytes, new, opens);
+    tables.count_real(ask.real, bytes, new, opens);
     nat::send(packet, seen, &flows::to_real(index, local, real), hop)
+}
+
+/// The real of a flow that begins, on a stable slot and with nothing to be done but translate, or [`select::NOBODY`].
+#[inline(always)]
+fn first<T: Tables>(tables: &T, seen: &Seen, service: &Service, ask: &Ask) -> u32 {
+    let plain = service.client == Service::HIDDEN && service.mask != 0 && tables.log_every() == 0;
+    if !plain || !flows::starts(seen, service) {
+        return select::NOBODY;
+    }
+    select::slot(tables, service, ask.hash).filter(|word| word & MOVING == 0).unwrap_or(select::NOBODY)
 }
 
 /// From a real to the client of its flow.

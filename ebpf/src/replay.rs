@@ -21,6 +21,10 @@ pub const CLIENTS: u32 = HOSTS * (65_536 - FIRST_PORT);
 /// How often a measurement of what a helper's call costs calls one.
 pub const CALLS: u32 = 16;
 
+/// How many lines of 64 bytes there are for a measurement of what a look at one costs: as many as ports of 32 local
+/// addresses, 128 MB. A power of two.
+pub const FAR_LINES: u32 = 1 << 21;
+
 /// The frame, and who sends it next.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -35,6 +35,16 @@ pub(crate) fn slot<T: Tables>(tables: &T, service: &Service, hash: u64) -> Optio
     tables.slot(service.block.wrapping_add(slot / BLOCK_SLOTS as u32), slot % BLOCK_SLOTS as u32)
 }
 
+/// The real of a flow that goes on and is recorded, or [`NOBODY`]. The flow's packet is noted.
+#[inline(always)]
+pub(crate) fn recorded<T: Tables>(tables: &T, seen: &Seen, hash: u64) -> u32 {
+    if seen.opens() {
+        return NOBODY;
+    }
+    let now = tables.now();
+    tables.records(line(hash), |line| touch(line, mark(hash), seen, now)).unwrap_or(NOBODY)
+}
+
 /// The flow's record decides. Without one: what opens a flow goes to the new real, anything else comes from before and
 /// goes to the previous one; either is recorded.
 #[inline(never)]

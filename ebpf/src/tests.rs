@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::{
     abi::SECOND,
-    balance::{Verdict, balance},
+    balance::{Verdict, balance, whole},
     host::Frame,
     layers, scripts,
 };
@@ -49,6 +49,30 @@ fn run(memory: &crate::host::Memory, input: &[u8]) -> (Verdict, Vec<u8>) {
 }
 
 proptest! {
+    /// It is a short cut and nothing else: flows that begin, go on and end are sent as by the whole way.
+    #[test]
+    fn the_quick_way_ends_where_the_whole_way_does(
+        packets in prop::collection::vec((vips(), 1..=3_u16, 0..5_usize), 1..40)
+    ) {
+        let (one, other) = (scripts::world(1000 * SECOND), scripts::world(1000 * SECOND));
+        for ((v4, vip, tcp), client, flags) in packets {
+            let (network, port) = if v4 {
+                (format!("ip4 10.77.0.10 > 10.77.100.{vip}"), 4000 + client)
+            } else {
+                (format!("ip6 fd77::10 > fd77:0:100::{vip}"), 4000 + client)
+            };
+            let transport = if tcp {
+                format!("tcp {port} > 80 {}", ["S", "A", "PA", "FA", "R"][flags])
+            } else {
+                format!("udp {port} > 80")
+            };
+            let input = layers::write(&format!("eth c>b / {network} / {transport} +9"));
+            let mut frame = Frame::new(&input, scripts::LINK);
+            let whole = (whole(&mut frame, &other), frame.bytes());
+            prop_assert_eq!(run(&one, &input), whole, "{}", layers::read(&input));
+        }
+    }
+
     /// Reading recomputes every checksum and length from the whole packet.
     #[test]
     fn fullnat_out_and_back_is_the_identity(v4 in any::<bool>(), tcp in any::<bool>(), host in 1..=250_u8,

@@ -17,7 +17,7 @@ use super::cpu;
 
 /// Built by `cargo xtask ebpf`, and embedded in nothing that is shipped.
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bench.o");
-const PROGRAMS: [&str; 6] = ["restore", "generate", "nothing", "grow", "calls", "sink"];
+const PROGRAMS: [&str; 7] = ["restore", "generate", "nothing", "grow", "calls", "far_look", "sink"];
 /// Frames that a live run makes at once: as many as the kernel takes.
 const BATCH: u32 = 256;
 
@@ -125,6 +125,12 @@ impl Harness {
     pub(super) fn helper_call(&mut self, replay: &Replay, interface: u32, runs: u32) -> anyhow::Result<f64> {
         let calls = self.time_own("calls", replay, interface, runs)?;
         Ok((calls - self.time_own("nothing", replay, interface, runs)?) / f64::from(CALLS))
+    }
+
+    /// The ns that a look at one of very many lines costs, a look-up in an array included.
+    pub(super) fn far_look(&mut self, replay: &Replay, interface: u32, runs: u32) -> anyhow::Result<f64> {
+        let look = self.time_own("far_look", replay, interface, runs)?;
+        Ok(look - self.time_own("nothing", replay, interface, runs)?)
     }
 
     fn time_own(&mut self, name: &str, replay: &Replay, interface: u32, runs: u32) -> anyhow::Result<f64> {

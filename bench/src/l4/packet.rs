@@ -68,8 +68,8 @@ pub(super) struct Turn {
 }
 
 impl Desk {
-    /// In the current namespace, which is a [`world::Link`]'s.
-    pub(super) fn set(scale: Scale) -> anyhow::Result<Self> {
+    /// In the current namespace, which is a [`world::Link`]'s, with the flows of the rows that are wanted.
+    pub(super) fn set(scale: Scale, wanted: &dyn Fn(&Path) -> bool) -> anyhow::Result<Self> {
         let mut harness = Harness::load()?;
         let link = harness.attach("nothing", LINK)?;
         let mut used = Ours::load(scale.room())?;
@@ -79,7 +79,7 @@ impl Desk {
         let interface = world::index(LINK)?;
         let next = vec![0; PATHS.len()];
         let mut desk = Self { scale, harness, interface, used, full: None, next, _link: link };
-        for path in PATHS.iter().filter(|path| matches!(path.frames, Frames::Of(_))) {
+        for path in PATHS.iter().filter(|path| matches!(path.frames, Frames::Of(_)) && wanted(path)) {
             desk.open(path)?;
         }
         Ok(desk)
@@ -155,6 +155,12 @@ impl Desk {
     pub(super) fn helper_call(&mut self) -> anyhow::Result<f64> {
         let frames = self.frames(&PATHS[0])?;
         self.harness.helper_call(&frames, self.interface, self.scale.runs)
+    }
+
+    /// ns of one look at memory that no cache holds, as every packet of one of very many flows has to.
+    pub(super) fn far_look(&mut self) -> anyhow::Result<f64> {
+        let frames = Replay { growth: 0, ..replay(&PATHS[0], "A", 1_000_000)? };
+        self.harness.far_look(&frames, self.interface, self.scale.runs)
     }
 
     /// Offers more flows than there is room for, until hardly any finds a place, or there were many more.
@@ -255,7 +261,7 @@ mod tests {
         }
         let link = world::Link::lay().expect("two namespaces");
         link.balancer.run(|| {
-            let mut desk = Desk::set(Scale { runs: 500, flows: 2000 }).expect("a balancer");
+            let mut desk = Desk::set(Scale { runs: 500, flows: 2000 }, &|_| true).expect("a balancer");
             for (row, path) in PATHS.iter().enumerate() {
                 desk.look(path).unwrap_or_else(|problem| panic!("{}: {problem:#}", path.case));
                 desk.turn(row).unwrap_or_else(|problem| panic!("{}: {problem:#}", path.case));

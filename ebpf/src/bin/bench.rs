@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use tidegate_ebpf::replay::{CALLS, PAD, Replay, WORDS};
+use tidegate_ebpf::replay::{CALLS, FAR_LINES, PAD, Replay, WORDS};
 
 /// Words that every frame has wholly: the smallest of Ethernet takes 64 bytes.
 const LEAST: usize = 8;
@@ -21,6 +21,9 @@ static REPLAY: Array<Replay, 1> = Array::new();
 /// Who gets the frame.
 #[btf_map(name = "target")]
 static TARGET: ProgramArray<1> = ProgramArray::new();
+/// More memory than caches hold, in lines of the cache.
+#[btf_map(name = "far")]
+static FAR: Array<[u64; 8], { FAR_LINES as usize }> = Array::new();
 #[btf_map(name = "arrived")]
 static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -69,6 +72,19 @@ fn calls(_context: XdpContext) -> u32 {
         unsafe { bpf_ktime_get_coarse_ns() };
         call += 1;
     }
+    xdp_action::XDP_PASS
+}
+
+/// A target that looks at one line of [`FAR`], and at another one for each client. Which one depends on what the look
+/// before found (zeros, which the processor cannot know): looks do not overlap.
+#[xdp]
+pub fn far_look(_context: XdpContext) -> u32 {
+    let Some(replay) = REPLAY.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+    // SAFETY: map memory, and one CPU runs this.
+    let replay = unsafe { &mut *replay };
+    let place = replay.client.wrapping_add(replay.growth).wrapping_mul(0x9e37_79b1) & (FAR_LINES - 1);
+    let Some(line) = FAR.get(place) else { return xdp_action::XDP_ABORTED };
+    replay.growth = line[0] as u32;
     xdp_action::XDP_PASS
 }
 

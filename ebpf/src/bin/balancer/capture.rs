@@ -21,11 +21,6 @@ use crate::{
     maps::{ARRIVED, CAPTURED, WATCH},
 };
 
-#[inline(always)]
-pub(crate) fn wanted() -> bool {
-    WATCH.get(0).is_some_and(|watch| watch.capture != 0 && watch.left != 0)
-}
-
 /// Copies what is asked for. It may not look like that any more when it leaves, so that is remembered.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -19,11 +19,11 @@ use crate::{frame::Frame, maps::Maps};
 #[xdp]
 #[inline(always)]
 fn balance(context: XdpContext) -> u32 {
-    let capturing = capture::wanted();
+    let maps = Maps::<false>::new(context.ctx);
+    let capturing = maps.capturing();
     if capturing {
         capture::arriving(context.ctx);
     }
-    let maps = Maps::<false> { context: context.ctx };
     let Some(verdict) = tidegate_ebpf::usual(&mut Frame(context.ctx), &maps) else {
         // SAFETY: user space has put `rest` there before the program was attached.
         unsafe { maps::PROGRAMS.tail_call(&context, 0) };
@@ -40,10 +40,10 @@ fn balance(context: XdpContext) -> u32 {
 #[xdp]
 #[inline(always)]
 fn rest(context: XdpContext) -> u32 {
-    let maps = Maps::<false> { context: context.ctx };
+    let maps = Maps::<false>::new(context.ctx);
     let verdict = tidegate_ebpf::whole(&mut Frame(context.ctx), &maps);
     let action = act(verdict);
-    if capture::wanted() {
+    if maps.capturing() {
         capture::leaving(context.ctx, action, detail(verdict));
     }
     action
@@ -53,8 +53,8 @@ fn rest(context: XdpContext) -> u32 {
 #[xdp]
 #[inline(always)]
 fn explain(context: XdpContext) -> u32 {
-    let maps = Maps::<true> { context: context.ctx };
-    maps.trace(|trace| trace.at = maps::now());
+    let maps = Maps::<true>::new(context.ctx);
+    maps.trace(|trace| trace.at = maps.now());
     let mut frame = Frame(context.ctx);
     // What is not ours goes no further.
     act(tidegate_ebpf::usual(&mut frame, &maps).unwrap_or_else(|| tidegate_ebpf::whole(&mut frame, &maps)))
@@ -65,7 +65,7 @@ fn explain(context: XdpContext) -> u32 {
 #[xdp]
 #[inline(always)]
 fn beat(context: XdpContext) -> u32 {
-    let now = maps::now();
+    let now = Maps::<false>::new(context.ctx).now();
     if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
         // SAFETY: map memory; one store.
         unsafe { clock.write_volatile(now) };

@@ -96,7 +96,23 @@ pub(crate) static CLOCK: Array<u64, 1, MAPPED> = Array::new();
 
 /// The maps as a packet sees them; `DRY` ones are only looked at.
 pub(crate) struct Maps<const DRY: bool> {
-    pub(crate) context: *mut xdp_md,
+    context: *mut xdp_md,
+    settings: Option<&'static Settings>,
+    watch: Option<&'static Watch>,
+}
+
+impl<const DRY: bool> Maps<DRY> {
+    /// What every packet needs is looked up here, once.
+    #[inline(always)]
+    pub(crate) fn new(context: *mut xdp_md) -> Self {
+        Self { context, settings: SETTINGS.get(0), watch: WATCH.get(0) }
+    }
+
+    /// Somebody wants copies of packets.
+    #[inline(always)]
+    pub(crate) fn capturing(&self) -> bool {
+        self.watch.is_some_and(|watch| watch.capture != 0 && watch.left != 0)
+    }
 }
 
 impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
@@ -104,12 +120,12 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
 
     #[inline(always)]
     fn now(&self) -> u64 {
-        now()
+        now(self.settings)
     }
 
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
-        SETTINGS.get(0)
+        self.settings
     }
 
     #[inline(always)]
@@ -297,14 +313,14 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
 
     #[inline(always)]
     fn count_service(&self, id: u32, bytes: u64, new_flow: bool, opens: bool) {
-        if !IS_DRY && let Some(settings) = SETTINGS.get(0) {
+        if !IS_DRY && let Some(settings) = self.settings {
             count(SERVICE_COUNTERS.get_ptr_mut(own_entry(settings.services, id)), bytes, new_flow, opens);
         }
     }
 
     #[inline(always)]
     fn count_real(&self, id: u32, bytes: u64, new_flow: bool, opens: bool) {
-        if !IS_DRY && let Some(settings) = SETTINGS.get(0) {
+        if !IS_DRY && let Some(settings) = self.settings {
             count(REAL_COUNTERS.get_ptr_mut(own_entry(settings.reals, id)), bytes, new_flow, opens);
         }
     }
@@ -312,7 +328,7 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
     #[inline(always)]
     fn count_answer(&self, id: u32, answer: bool, reset: bool) {
         if !IS_DRY
-            && let Some(settings) = SETTINGS.get(0)
+            && let Some(settings) = self.settings
             && let Some(counters) = REAL_COUNTERS.get_ptr_mut(own_entry(settings.reals, id))
         {
             // SAFETY: this CPU's own counters; XDP does not interrupt itself.
@@ -333,7 +349,7 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
 
     #[inline(always)]
     fn log_every(&self) -> u32 {
-        WATCH.get(0).map_or(0, |watch| watch.log_every)
+        self.watch.map_or(0, |watch| watch.log_every)
     }
 
     #[inline(always)]
@@ -390,8 +406,8 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
 
 /// Jiffies, as ns: the verifier puts a load in the call's place, where the kernel's clocks are calls of calls.
 #[inline(always)]
-pub(crate) fn now() -> u64 {
-    let jiffy = SETTINGS.get(0).map_or(0, |settings| settings.jiffy);
+fn now(settings: Option<&Settings>) -> u64 {
+    let jiffy = settings.map_or(0, |settings| settings.jiffy);
     // SAFETY: a helper without arguments.
     unsafe { bpf_jiffies64() * u64::from(jiffy) }
 }

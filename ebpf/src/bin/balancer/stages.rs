@@ -12,14 +12,14 @@ macro_rules! stages {
             #[inline(never)]
             extern "C" fn $name(context: *mut xdp_md, value: u64) -> u64 {
                 used(context, value);
-                run(&mut Frame(context), &Maps::<false> { context }, Stage::$stage, value)
+                run(&mut Frame(context), &Maps::<false>::new(context), Stage::$stage, value)
             }
 
             #[unsafe(no_mangle)]
             #[inline(never)]
             extern "C" fn $dry(context: *mut xdp_md, value: u64) -> u64 {
                 used(context, value);
-                run(&mut Frame(context), &Maps::<true> { context }, Stage::$stage, value)
+                run(&mut Frame(context), &Maps::<true>::new(context), Stage::$stage, value)
             }
         )*
 
