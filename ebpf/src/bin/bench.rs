@@ -78,7 +78,7 @@ fn calls(_context: XdpContext) -> u32 {
 /// A target that looks at one line of [`FAR`], and at another one for each client. Which one depends on what the look
 /// before found (zeros, which the processor cannot know): looks do not overlap.
 #[xdp]
-pub fn far_look(_context: XdpContext) -> u32 {
+fn far_look(_context: XdpContext) -> u32 {
     let Some(replay) = REPLAY.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
     // SAFETY: map memory, and one CPU runs this.
     let replay = unsafe { &mut *replay };
