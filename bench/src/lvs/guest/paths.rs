@@ -1,9 +1,9 @@
 //! How many instructions the balancer runs for a packet on each of its paths: one packet, one run, one figure.
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use aya::{
     Ebpf, TestRun, TestRunOptions,
-    programs::{SchedClassifier, Xdp},
+    programs::{Program, Xdp},
 };
 use tidegate_ebpf::frames::Build;
 use tidegate_l4::Forward;
@@ -69,12 +69,21 @@ pub(super) fn measure() -> anyhow::Result<()> {
 /// The programs beside the balancer, of which it is only asked whether the verifier takes them.
 fn others() -> anyhow::Result<()> {
     static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe.o"));
-    let mut ebpf = Ebpf::load(PROBE).context("loading the maps of the health checks")?;
-    for (name, program) in ebpf.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into()?;
-        program.load().with_context(|| format!("loading the health checks' `{name}`"))?;
+    static REAL: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/real.o"));
+    for (whose, object) in [("the health checks", PROBE), ("`real join`", REAL)] {
+        let mut ebpf = Ebpf::load(object).with_context(|| format!("loading the maps of {whose}"))?;
+        for (name, program) in ebpf.programs_mut() {
+            match program {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                Program::SockOps(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                other => bail!("{whose} have a program of a new kind, `{name}`: {:?}", other.prog_type()),
+            }
+            .with_context(|| format!("loading `{name}` of {whose}"))?;
+        }
+        Said::Note { text: format!("the verifier took the programs of {whose}") }.say();
     }
-    Said::Note { text: "the verifier took the programs of the health checks".into() }.say();
     Ok(())
 }
 
@@ -142,6 +151,6 @@ fn said(value: u32) -> anyhow::Result<Return> {
     match value {
         2 => Ok(Return::Pass),
         3 | 4 => Ok(Return::Sent),
-        other => anyhow::bail!("the program said {other}: the packet is lost"),
+        other => bail!("the program said {other}: the packet is lost"),
     }
 }
