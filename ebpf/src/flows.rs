@@ -257,11 +257,9 @@ fn touch(flow: &mut Flow, seen: &Seen, ask: &Ask, awake: bool) -> Life {
 /// Finds a flow that is not in its first choice.
 #[inline(never)]
 pub(crate) fn elsewhere<T: Tables>(tables: &T, seen: &Seen, ask: &Ask) -> u32 {
-    let home = Flow::home(ask.hash, ask.first, ask.locals);
-    let second = Flow::second(ask.hash, ask.first, ask.locals);
     let mut step = 1;
-    while step < 2 * Flow::GROUP {
-        let place = candidate(home, second, step);
+    while step <= LAST {
+        let place = place(ask, step);
         if tables.flow(place, |flow| own(flow, seen, ask.service)).unwrap_or(false) {
             return place;
         }
@@ -270,14 +268,25 @@ pub(crate) fn elsewhere<T: Tables>(tables: &T, seen: &Seen, ask: &Ask) -> u32 {
     NONE
 }
 
-/// The `step`th place that is tried.
+/// The last place that is tried.
+const LAST: u32 = 2 * Flow::GROUP - 1;
+
+/// The place that is tried as the `step`th: the first choice, its neighbours, and those elsewhere.
 #[inline(always)]
-fn candidate(home: u32, second: u32, step: u32) -> u32 {
-    if step < Flow::GROUP { Flow::neighbour(home, step) } else { Flow::neighbour(second, step) }
+fn place(ask: &Ask, step: u32) -> u32 {
+    let Ask { hash, first, locals, .. } = *ask;
+    let of = if step < Flow::GROUP { Flow::home(hash, first, locals) } else { Flow::second(hash, first, locals) };
+    Flow::neighbour(of, step)
 }
 
 /// [`rank`] of a place that nobody has, or may have, a claim on.
 const FREE: u32 = 4;
+
+/// What [`suits`] is asked with.
+#[inline(always)]
+fn rank_of(ask: &Ask, step: u32) -> u64 {
+    u64::from(place(ask, step)) | u64::from(ask.real) << 32
+}
 
 /// [`rank`] of a place for a flow of a real.
 #[inline(always)]
@@ -303,27 +312,21 @@ fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
 /// Gives the flow its first choice of places, if that is free. Where it is not, [`open`] looks further.
 #[inline(always)]
 pub(crate) fn open_first<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, home: u32) -> bool {
-    tables.peek(home, |flow| rank(flow, ask.now, ask.real)) == Some(FREE) && take(tables, seen, ask, home)
+    let free = || tables.peek(home, |flow| rank(flow, ask.now, ask.real)) == Some(FREE);
+    free() && take(tables, seen, ask, home, free)
 }
-
-/// The last place that is tried.
-const LAST: u32 = 2 * Flow::GROUP - 1;
 
 /// Gives the flow a place and writes it. [`NONE`]: there is none.
 #[inline(never)]
 pub(crate) fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen, ask: &Ask) -> u32 {
-    let home = Flow::home(ask.hash, ask.first, ask.locals);
     if ask.own != NONE {
-        return if take(tables, seen, ask, ask.own) { ask.own } else { NONE };
+        return if take(tables, seen, ask, ask.own, || true) { ask.own } else { NONE };
     }
-    let second = Flow::second(ask.hash, ask.first, ask.locals);
     // How well the best so far suits, and which it was: one number, in which the first is the best of equals.
     let mut best = 0;
     let mut step = 0;
-    while step < 2 * Flow::GROUP {
-        let place = candidate(home, second, step);
-        let rank = packet.stage(tables, Stage::Rank, u64::from(place) | u64::from(ask.real) << 32) as u32;
-        let found = rank << 8 | (LAST - step);
+    while step <= LAST {
+        let found = (packet.stage(tables, Stage::Rank, rank_of(ask, step)) as u32) << 8 | (LAST - step);
         best = forget(if found > best { found } else { best });
         // The first that is good enough: the table is not read further than need be.
         if best >= FREE << 8 {
@@ -334,23 +337,28 @@ pub(crate) fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen
     if best < 1 << 8 {
         return NONE;
     }
-    let best = candidate(home, second, LAST - (best & LAST));
-    if !take(tables, seen, ask, best) {
+    let step = LAST - (best & LAST);
+    let best = place(ask, step);
+    if !take(tables, seen, ask, best, || packet.stage(tables, Stage::Rank, rank_of(ask, step)) != 0) {
         return NONE;
     }
-    if best != home && !T::DRY {
-        tables.flow(home, |flow| flow.spilled = 1);
+    if step != 0 && !T::DRY {
+        tables.flow(place(ask, 0), |flow| flow.spilled = 1);
     }
     best
 }
 
-/// Writes the flow into a place. False: another CPU is just giving it away.
+/// Writes the flow into a place. False: another CPU gives it away, or has since it was found to suit.
 #[inline(always)]
-fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, place: u32) -> bool {
+fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, place: u32, suits: impl FnOnce() -> bool) -> bool {
     if T::DRY {
         return true;
     }
     if !tables.lock(place) {
+        return false;
+    }
+    if !suits() {
+        tables.unlock(place);
         return false;
     }
     // Nobody finds a half-written flow: the protocol comes last.

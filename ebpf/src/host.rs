@@ -120,6 +120,8 @@ pub struct State {
     pub moves: HashMap<u32, Move>,
     pub records: HashMap<u32, RecordLine>,
     pub flows: HashMap<u32, Flow>,
+    /// What another CPU writes into the place that is given away next, just before it is.
+    pub raced: Option<Flow>,
     pub limits: HashMap<u32, &'static Limits>,
     pub meters: HashMap<(u32, u32), u64>,
     pub sources: HashMap<SourceKey, u64>,
@@ -328,6 +330,8 @@ impl Tables for Memory {
     }
 
     fn lock(&self, index: u32) -> bool {
+        let raced = self.0.borrow_mut().raced.take();
+        raced.map(|flow| self.0.borrow_mut().flows.insert(index, flow));
         self.flow(index, |flow| std::mem::replace(&mut flow.lock, 1) == 0).unwrap_or(false)
     }
 

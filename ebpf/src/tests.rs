@@ -1,6 +1,7 @@
 //! The scripts, and properties of the whole core, on a laptop.
 
 mod client;
+mod race;
 mod wire;
 
 use proptest::prelude::*;
