@@ -71,7 +71,8 @@ fn moving<T: Tables>(tables: &T, seen: &Seen, index: u32, hash: u64) -> u32 {
     // A reset is the last of its flow, a new UDP flow goes where it would go anyway, and a quote proves nothing.
     if seen.flags & RST == 0 && !seen.quoted && (before || opens) && !T::DRY {
         // The flow's next packet makes it an open one: what comes once, spoofed perhaps, gives way to others.
-        let record = Record { mark, real: id, state: Record::OPENING, age: Record::now(now) };
+        let state = if opens { Record::OPENING } else { Record::SHOWN };
+        let record = Record { mark, real: id, state, age: Record::now(now) };
         let written = tables.records(line, |line| write(line, record, now)).unwrap_or(false);
         // Its next packet would be taken for one from before: then it had better start there.
         if opens && !written && lives(found.previous) {
@@ -107,7 +108,7 @@ fn touch(line: &mut crate::abi::RecordLine, mark: u32, seen: &Seen, now: u64) ->
             // UDP does not say when a flow ends: silence does.
             let state = if seen.end() != 0 || seen.tuple.protocol == crate::abi::UDP {
                 Record::CLOSING
-            } else if record.state == Record::OPENING {
+            } else if record.once() {
                 Record::OPEN
             } else {
                 record.state
@@ -140,7 +141,7 @@ fn write(line: &mut crate::abi::RecordLine, record: Record, now: u64) -> bool {
                 3
             } else if there.over(now) {
                 2
-            } else if there.state == Record::OPENING {
+            } else if there.once() {
                 1
             } else {
                 0

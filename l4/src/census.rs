@@ -16,9 +16,9 @@ pub struct Census {
 struct OfReal {
     flows: u32,
     records: u32,
-    /// Of the records: those whose client has ended its side. Answers pass elsewhere, so the other side's end is not
-    /// seen, and they are kept for a while.
-    closing: u32,
+    /// Of the records: those whose client has not gone beyond its SYN, and those whose client has ended its side. Answers
+    /// pass elsewhere, so the other side's end is not seen, and they are kept for a while.
+    half: u32,
     named: bool,
 }
 
@@ -47,17 +47,17 @@ impl Census {
             let real = entry(&mut census.reals, record.real);
             real.named = true;
             real.records += 1;
-            real.closing += u32::from(record.state == Record::CLOSING);
+            real.half += u32::from(matches!(record.state, Record::OPENING | Record::CLOSING));
         }
         census
     }
 
-    /// The flows of a real that live, and that are known: of the direct and tunnelling modes those on moving slots whose
-    /// client has not ended them.
+    /// The flows of a real that live, and that are known: of the direct and tunnelling modes those on moving slots that
+    /// their clients have opened and not ended.
     #[must_use]
     pub fn live(&self, real: u32) -> u64 {
-        let OfReal { flows, records, closing, .. } = self.of(real);
-        u64::from(flows) + u64::from(records - closing)
+        let OfReal { flows, records, half, .. } = self.of(real);
+        u64::from(flows) + u64::from(records - half)
     }
 
     /// The flows that would lose their real with their slots' moves.
@@ -123,11 +123,24 @@ mod tests {
         let record = Record { mark: 1, real: 5, state: Record::OPEN, age: Record::now(now) };
         let old = Record { real: 6, state: Record::CLOSING, age: Record::now(now).wrapping_sub(9), ..record };
         let ended = Record { real: 7, state: Record::CLOSING, ..record };
-        let census = Census::take(now, flows.into_iter(), [Record::default(), record, old, ended].into_iter());
+        let syn = Record { real: 8, state: Record::OPENING, ..record };
+        let shown = Record { real: 9, state: Record::SHOWN, ..record };
+        let records = [Record::default(), record, old, ended, syn, shown];
+        let census = Census::take(now, flows.into_iter(), records.into_iter());
         let of = |real| (census.live(real), census.recorded(real), census.names_real(real));
         assert_eq!(
-            [0, 1, 2, 4, 5, 6, 7].map(of),
-            [(0, 0, false), (2, 0, true), (0, 0, true), (0, 0, false), (1, 1, true), (0, 0, false), (0, 1, true)]
+            [0, 1, 2, 4, 5, 6, 7, 8, 9].map(of),
+            [
+                (0, 0, false),
+                (2, 0, true),
+                (0, 0, true),
+                (0, 0, false),
+                (1, 1, true),
+                (0, 0, false),
+                (0, 1, true),
+                (0, 1, true),
+                (1, 1, true)
+            ]
         );
         assert!(census.names_service(3) && !census.names_service(0));
     }

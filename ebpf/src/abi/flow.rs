@@ -197,7 +197,7 @@ pub struct Record {
     /// Of the flow's hash; not 0.
     pub mark: u32,
     pub real: u32,
-    /// [`Record::OPENING`], [`Record::OPEN`] or [`Record::CLOSING`].
+    /// [`Record::OPENING`], [`Record::OPEN`], [`Record::CLOSING`] or [`Record::SHOWN`].
     pub state: u8,
     /// When it was last seen, in [`Record::AGE`]s.
     pub age: u8,
@@ -213,10 +213,12 @@ pub struct RecordLine(pub [u64; RECORDS_PER_LINE]);
 impl Record {
     /// About 17 s: an age wraps after 73 minutes.
     pub const AGE: u64 = 1 << 34;
-    /// Seen once: any SYN may take its place.
+    /// A SYN that its client has not followed up: any other flow may take its place.
     pub const OPENING: u8 = 0;
     pub const OPEN: u8 = 1;
     pub const CLOSING: u8 = 2;
+    /// A flow from before that has shown itself once. Who makes that up gets no more by it than by a SYN.
+    pub const SHOWN: u8 = 3;
 
     #[inline(always)]
     #[must_use]
@@ -244,6 +246,13 @@ impl Record {
             | u64::from(self.age) << 56
     }
 
+    /// It was seen once, and gives way to others.
+    #[inline(always)]
+    #[must_use]
+    pub fn once(self) -> bool {
+        matches!(self.state, Self::OPENING | Self::SHOWN)
+    }
+
     /// Nobody will ask for it any more: about an hour for an open connection; two minutes for one that was seen once, so
     /// that it is known when its slot's move may end; half a minute for one that closes, and for UDP.
     #[inline(always)]
@@ -252,7 +261,7 @@ impl Record {
         let age = Self::now(now).wrapping_sub(self.age);
         let most = match self.state {
             Self::OPEN => 210,
-            Self::OPENING => 8,
+            Self::OPENING | Self::SHOWN => 8,
             _ => 2,
         };
         self.mark == 0 || age > most
