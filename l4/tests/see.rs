@@ -162,14 +162,11 @@ fn what_is_not_forwarded_is_explained_and_so_are_many_ports() {
     }
     let mut pinned = Pinned::new();
     let key = ServiceKey { vip: "10.77.100.7".parse::<IpAddr>().unwrap().into(), port: 80, protocol: TCP, pad: 0 };
-    {
-        let state = &mut *pinned.memory.0.borrow_mut();
-        let service = state.services.get_mut(&key).unwrap();
-        service.checks = Service::ACCESS;
-        let client = Address::from("10.77.0.66".parse::<IpAddr>().unwrap());
-        let data = AccessKeyData { service: service.id.to_be(), client };
-        state.access.insert(AccessKey { prefix: ACCESS_DATA, data }, Access::Deny as u32);
-    }
+    let service = pinned.memory.0.borrow().services[&key];
+    pinned.memory.set_service(key, Service { checks: Service::ACCESS, ..service });
+    let client = Address::from("10.77.0.66".parse::<IpAddr>().unwrap());
+    let data = AccessKeyData { service: service.id.to_be(), client };
+    pinned.memory.0.borrow_mut().access.insert(AccessKey { prefix: ACCESS_DATA, data }, Access::Deny as u32);
     pinned.write();
     let mut explainer = pinned.explainer();
     let mut outcome = |client: &str, vip: &str| explainer.ask(&question(client, vip, true)).unwrap().outcome;
