@@ -309,11 +309,32 @@ fn rank(flow: &Flow, now: u64, real: u32) -> u32 {
     }
 }
 
-/// Gives the flow its first choice of places, if that is free. Where it is not, [`open`] looks further.
+/// The first of the first few choices that is free, for a flow that is new for sure. Where none is, [`open`] looks further.
 #[inline(always)]
-pub(crate) fn open_first<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, home: u32) -> bool {
-    let free = || tables.peek(home, |flow| rank(flow, ask.now, ask.real)) == Some(FREE);
-    free() && take(tables, seen, ask, home, free)
+pub(crate) fn free<T: Tables>(tables: &T, ask: &Ask, home: u32, few: u32) -> u32 {
+    let mut step = 0;
+    while step <= few {
+        let place = Flow::neighbour(home, step);
+        if is_free(tables, ask, place) {
+            return place;
+        }
+        step += 1;
+    }
+    NONE
+}
+
+#[inline(always)]
+fn is_free<T: Tables>(tables: &T, ask: &Ask, place: u32) -> bool {
+    tables.peek(place, |flow| rank(flow, ask.now, ask.real)) == Some(FREE)
+}
+
+/// Gives the flow that free place. False: another CPU has just given it away.
+#[inline(always)]
+pub(crate) fn open_at<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, home: u32, place: u32) -> bool {
+    if place != home && !T::DRY {
+        tables.flow(home, |flow| flow.spilled = 1);
+    }
+    take(tables, seen, ask, place, || is_free(tables, ask, place))
 }
 
 /// Gives the flow a place and writes it. [`NONE`]: there is none.

@@ -123,20 +123,25 @@ fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
         step += 1;
     }
     let (opens, new) = (seen.opens(), !life.own);
-    ask.real = match (new, spilled) {
-        (false, _) => life.real,
-        (true, false) => first(tables, seen, service, &ask),
-        (true, true) => select::NOBODY,
-    };
-    // A SYN may begin anew.
-    if !new && (opens || life.work != 0 || life.idle) {
-        return Step::UNUSUAL;
+    if new {
+        // Where a flow had to go elsewhere, this one may be further away.
+        if spilled {
+            return Step::UNUSUAL;
+        }
+        ask.real = first(tables, seen, service, &ask);
+        index = flows::free(tables, &ask, home, BESIDE);
+    } else {
+        // A SYN may begin anew.
+        if opens || life.work != 0 || life.idle {
+            return Step::UNUSUAL;
+        }
+        ask.real = life.real;
     }
     let (Some(real), Some(local)) = (real(tables, service, ask.real), tables.local(index >> 16)) else {
         return Step::UNUSUAL;
     };
     let Some(hop) = hop(tables, settings, real, seen.length as usize) else { return Step::UNUSUAL };
-    if new && !flows::open_first(tables, seen, &ask, index) {
+    if new && !flows::open_at(tables, seen, &ask, home, index) {
         return Step::UNUSUAL;
     }
     let bytes = packet.length() as u64;
