@@ -24,14 +24,18 @@ pub enum Verdict {
     Redirect(u32),
 }
 
-/// The frame in hand.
-pub trait Packet {
-    /// In bytes, with the Ethernet header.
+/// The headers of a frame, to be read and changed in place.
+pub trait Headers {
+    /// Of the frame, in bytes, with the Ethernet header.
     fn length(&self) -> usize;
-    /// The interface that it came by.
-    fn ifindex(&self) -> u32;
     /// A header, when the frame is long enough. No offset reaches beyond [`wire::FURTHEST`].
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
+}
+
+/// The frame in hand.
+pub trait Packet: Headers {
+    /// The interface that it came by.
+    fn ifindex(&self) -> u32;
     /// Copies so many bytes, which may begin anywhere, out of the frame. False: they are not there.
     fn load(&mut self, offset: usize, to: &mut [u8; options::ROOM], length: usize) -> bool;
     /// Copies them back.

@@ -8,7 +8,7 @@ use crate::{
         FragmentKey, Frontend, Head, Hop, LAYOUT, LOCALS, Limits, Move, PORTS, Real, Reason, RecordLine, RingBlock,
         Service, ServiceKey, Settings, SourceKey, Trace, filter_bit,
     },
-    balance::{HOP_FOUND, Packet, Tables},
+    balance::{HOP_FOUND, Headers, Packet, Tables},
     options::ROOM,
     parse::Seen,
     select::{self, slot_of},
@@ -42,13 +42,9 @@ impl Frame {
 /// Bytes before the frame.
 const PAD: usize = 2;
 
-impl Packet for Frame {
+impl Headers for Frame {
     fn length(&self) -> usize {
         self.length
-    }
-
-    fn ifindex(&self) -> u32 {
-        self.ifindex
     }
 
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
@@ -61,6 +57,12 @@ impl Packet for Frame {
         // SAFETY: long enough and aligned (checked above), any bytes are a value of a `Wire` type, and the frame is
         // borrowed for as long as the reference lives.
         Some(unsafe { &mut *start })
+    }
+}
+
+impl Packet for Frame {
+    fn ifindex(&self) -> u32 {
+        self.ifindex
     }
 
     fn load(&mut self, offset: usize, to: &mut [u8; ROOM], length: usize) -> bool {

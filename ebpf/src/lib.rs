@@ -11,8 +11,8 @@
 //!                              └─ ICMP ─► echo, or the error to the right real or client
 //! ```
 //!
-//! `no_std`, no panics, and no pointers: the kernel's side of [`Packet`] and [`Tables`] is in `bin/balancer`, the
-//! laptop's in `host`. It knows services, reals and flows by number; it does not know where they come from.
+//! `no_std`, no panics, and no pointers but in `wire::inside`: the kernel's side of [`Packet`] and [`Tables`] is in
+//! `bin/balancer`, the laptop's in `host`. It knows services, reals and flows by number; it does not know where they come from.
 //! The real server's side ([`real`]) takes tunnels apart and reads who the client is.
 //! Start reading at [`balance`](mod@balance), then [`abi`].
 
@@ -55,7 +55,7 @@ pub mod toa;
 mod unusual;
 pub mod wire;
 
-pub use balance::{Packet, Stage, Tables, Verdict, balance, quick as usual, whole};
+pub use balance::{Headers, Packet, Stage, Tables, Verdict, balance, quick as usual, whole};
 
 /// Of every object that is made with this. The kernel lends some of its helpers only to programs that say so, and loaders
 /// say it by themselves for an object without this section.

@@ -172,3 +172,23 @@ pub const ECHO_REPLY_V6: u8 = 129;
 /// No header is looked for beyond this offset: a mask that the verifier understands bounds every one that is not
 /// constant. Headers that go further are not ours.
 pub const FURTHEST: usize = 0x200;
+
+/// The bytes at an offset, if they lie between the packet's start and its end.
+///
+/// # Safety
+/// Start and end are a context's, read since the packet was last changed, and nobody else refers to the bytes.
+#[cfg(feature = "kernel")]
+#[inline(always)]
+#[must_use]
+pub unsafe fn inside<'a, T: Wire>(start: usize, end: usize, offset: usize) -> Option<&'a mut T> {
+    const { assert!(FURTHEST.is_power_of_two()) };
+    // The mask bounds offsets that are not constant, as the verifier wants; it changes none.
+    let start = start + (offset & (FURTHEST - 1));
+    if start + size_of::<T>() > end {
+        return None;
+    }
+    // SAFETY: the bytes are inside the packet (checked above, and by the verifier again), and `Wire` takes any bytes.
+    // They may be misaligned: a load or store is one instruction all the same (see above), and nothing else is made of
+    // the alignment.
+    Some(unsafe { &mut *(start as *mut T) })
+}

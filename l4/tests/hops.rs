@@ -15,8 +15,7 @@ use lab::Namespace;
 use tidegate_l4::hops::{Changes, Hop, Hops};
 use tokio::{runtime::Runtime, time::timeout};
 
-/// A first question that is lost on a link that just came up is repeated for three seconds, and after five more.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(5);
 const OWN: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 2, 1]];
 const NEAR: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 2, 2]];
 

@@ -88,7 +88,7 @@ impl Plane {
             });
         });
         // The verifier takes its time on a busy machine.
-        ready.recv_timeout(PATIENCE * 6).expect("the plane started");
+        ready.recv_timeout(PATIENCE).expect("the plane started");
         Self { stop, done }
     }
 }

@@ -21,7 +21,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use tidegate_ebpf::{
-    Packet,
+    Headers, Packet,
     abi::{Address, TCP},
     options::ROOM,
     real::{
@@ -29,7 +29,7 @@ use tidegate_ebpf::{
         decap::{self, Known, Look},
         options,
     },
-    wire::{ETHERTYPE_V4, ETHERTYPE_V6, Ethernet, FRAGMENTED, FURTHEST, Ipv4, Ipv6, SYN, Tcp, Wire},
+    wire::{ETHERTYPE_V4, ETHERTYPE_V6, Ethernet, FRAGMENTED, Ipv4, Ipv6, SYN, Tcp, Wire, inside},
 };
 
 #[btf_map(name = "settings")]
@@ -79,27 +79,9 @@ fn count(what: Count) {
     }
 }
 
-/// The bytes at an offset, if they lie between the packet's start and its end.
-///
-/// # Safety
-///
-/// Start and end are a context's, read since the packet was last changed, and nobody else refers to the bytes.
-#[inline(always)]
-unsafe fn inside<'a, T: Wire>(start: usize, end: usize, offset: usize) -> Option<&'a mut T> {
-    // The mask bounds offsets that are not constant, as the verifier wants; it changes none.
-    let start = start + (offset & (FURTHEST - 1));
-    if start + size_of::<T>() > end {
-        return None;
-    }
-    // SAFETY: the bytes are inside the packet (checked above, and by the verifier again), and `Wire` takes any bytes.
-    // They may be misaligned: a load or store is one instruction all the same (see `wire`), and nothing else is made of
-    // the alignment.
-    Some(unsafe { &mut *(start as *mut T) })
-}
-
 struct Frame(*mut xdp_md);
 
-impl Packet for Frame {
+impl Headers for Frame {
     #[inline(always)]
     fn length(&self) -> usize {
         // SAFETY: the context is the kernel's, for as long as the program runs.
@@ -107,15 +89,17 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).ingress_ifindex }
-    }
-
-    #[inline(always)]
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as above; the borrow of the only handle to the packet keeps a second reference out.
         unsafe { inside((*self.0).data as usize, (*self.0).data_end as usize, offset) }
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).ingress_ifindex }
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@
 use super::{Count, Settings};
 use crate::{
     abi::{Address, UDP},
-    balance::Packet,
+    balance::{Headers, Packet},
     checksum,
     wire::{ETHERTYPE_V4, ETHERTYPE_V6, Ethernet, FRAGMENTED, IPV4_INSIDE, IPV6_INSIDE, Ipv4, Ipv6, Udp},
 };
@@ -97,7 +97,7 @@ pub fn open<P: Packet>(packet: &mut P, known: &impl Known) -> Look {
 /// Decides, and carries the mark of congestion over from the outer header to the inner one (RFC 6040). Nothing is taken
 /// away yet: where the packet is no bare frame any more, the kernel has to know more than how much.
 #[inline(always)]
-pub fn look<P: Packet>(packet: &mut P, known: &impl Known) -> Look {
+pub fn look<P: Headers>(packet: &mut P, known: &impl Known) -> Look {
     let Some(outer) = outer(packet) else { return Look::Other };
     let settings = known.settings();
     let udp = NETWORK + outer.header;
@@ -144,7 +144,7 @@ pub fn look<P: Packet>(packet: &mut P, known: &impl Known) -> Look {
 }
 
 #[inline(always)]
-fn outer<P: Packet>(packet: &mut P) -> Option<Outer> {
+fn outer<P: Headers>(packet: &mut P) -> Option<Outer> {
     let length = packet.length();
     let ethernet = packet.at::<Ethernet>(0)?;
     if ethernet.destination.to_many() {
@@ -191,7 +191,7 @@ fn outer<P: Packet>(packet: &mut P) -> Option<Outer> {
 }
 
 #[inline(always)]
-fn inner_v4_at<P: Packet>(packet: &mut P, at: usize) -> Option<Inner> {
+fn inner_v4_at<P: Headers>(packet: &mut P, at: usize) -> Option<Inner> {
     let ip = packet.at::<Ipv4>(at)?;
     let length = u16::from_be(ip.length) as usize;
     let header = (ip.version_ihl & 15) as usize * 4;
@@ -204,7 +204,7 @@ fn inner_v4_at<P: Packet>(packet: &mut P, at: usize) -> Option<Inner> {
 }
 
 #[inline(always)]
-fn inner_v6_at<P: Packet>(packet: &mut P, at: usize) -> Option<Inner> {
+fn inner_v6_at<P: Headers>(packet: &mut P, at: usize) -> Option<Inner> {
     let ip = packet.at::<Ipv6>(at)?;
     let class = u16::from_be(ip.version_class);
     Some(Inner {
@@ -216,7 +216,7 @@ fn inner_v6_at<P: Packet>(packet: &mut P, at: usize) -> Option<Inner> {
 }
 
 #[inline(always)]
-fn mark_v4<P: Packet>(packet: &mut P, at: usize) {
+fn mark_v4<P: Headers>(packet: &mut P, at: usize) {
     let Some(ip) = packet.at::<Ipv4>(at) else { return };
     let before = u16::from_ne_bytes([ip.version_ihl, ip.tos]);
     ip.tos |= CONGESTED;
@@ -225,7 +225,7 @@ fn mark_v4<P: Packet>(packet: &mut P, at: usize) {
 }
 
 #[inline(always)]
-fn mark_v6<P: Packet>(packet: &mut P, at: usize) {
+fn mark_v6<P: Headers>(packet: &mut P, at: usize) {
     let Some(ip) = packet.at::<Ipv6>(at) else { return };
     ip.version_class |= (u16::from(CONGESTED) << 4).to_be();
 }

@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -39,16 +39,24 @@ impl Connection {
         Self::open_within(client, to, PATIENCE)
     }
 
+    /// Comes when somebody answers; meanwhile the machine does other things.
+    pub fn wait(client: &Namespace, to: &str) -> JoinHandle<io::Result<Self>> {
+        let to: SocketAddr = to.parse().unwrap();
+        client.run(move || thread::spawn(move || Self::connect(to, PATIENCE)))
+    }
+
     pub fn open_within(client: &Namespace, to: &str, patience: Duration) -> io::Result<Self> {
         let to: SocketAddr = to.parse().unwrap();
-        client.run(move || {
-            let mut stream = TcpStream::connect_timeout(&to, patience)?;
-            stream.set_read_timeout(Some(patience))?;
-            let mut real = [0];
-            stream.read_exact(&mut real)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            Ok(Self { stream, real: real[0] })
-        })
+        client.run(move || Self::connect(to, patience))
+    }
+
+    fn connect(to: SocketAddr, patience: Duration) -> io::Result<Self> {
+        let mut stream = TcpStream::connect_timeout(&to, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        let mut real = [0];
+        stream.read_exact(&mut real)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream, real: real[0] })
     }
 
     /// There and back, byte for byte.

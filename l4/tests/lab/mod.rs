@@ -50,6 +50,9 @@ impl Namespace {
         });
         let namespace = Self { jobs: Some(jobs), thread: Some(thread), file: file.recv().unwrap() };
         namespace.ip("link set lo up");
+        // A link that comes up would otherwise ask for a second or two whether somebody has its address (RFC 4862), and
+        // asks for nobody else's meanwhile.
+        namespace.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap());
         namespace
     }
 

@@ -15,8 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Lab;
 
 pub const LOCALS: [&str; 2] = ["10.77.101.1", "fd77:0:101::1"];
-/// Loading alone may take half of it on a busy machine: the verifier reads the programs for seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn config(lab: &Lab, interfaces: &[&str]) -> Config {
     Config {

@@ -10,7 +10,7 @@ use aya_ebpf::{
     },
 };
 use tidegate_ebpf::{
-    Packet,
+    Headers,
     abi::{Address, CAPTURE_BYTES, Captured, TCP, UDP, Watch},
     parse::PLAIN_L3,
     wire::{ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, Ethernet, Ipv4, Ipv6, OFFSET, Ports, Vlan},

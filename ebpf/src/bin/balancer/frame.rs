@@ -8,9 +8,9 @@ use aya_ebpf::{
     },
 };
 use tidegate_ebpf::{
-    Packet, Stage, Tables,
+    Headers, Packet, Stage, Tables,
     options::ROOM,
-    wire::{FURTHEST, Wire},
+    wire::{Wire, inside},
 };
 
 use crate::stages;
@@ -31,29 +31,24 @@ impl Frame {
     }
 }
 
-impl Packet for Frame {
+impl Headers for Frame {
     #[inline(always)]
     fn length(&self) -> usize {
         self.end() - self.start()
     }
 
     #[inline(always)]
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as above; the borrow of the only handle to the packet keeps a second reference out.
+        unsafe { inside(self.start(), self.end(), offset) }
+    }
+}
+
+impl Packet for Frame {
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).ingress_ifindex }
-    }
-
-    #[inline(always)]
-    fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
-        // The mask bounds offsets that are not constant, as the verifier wants; it changes none.
-        let start = self.start() + (offset & (FURTHEST - 1));
-        if start + size_of::<T>() > self.end() {
-            return None;
-        }
-        // SAFETY: the bytes are inside the packet (checked above, and by the verifier again), `Wire` takes any bytes,
-        // and the borrow of the only handle to the packet keeps a second reference out. It may be misaligned: a load
-        // or store is one instruction all the same (see `wire`), and nothing else is made of the alignment.
-        Some(unsafe { &mut *(start as *mut T) })
     }
 
     #[inline(always)]
@@ -86,5 +81,3 @@ impl Packet for Frame {
         stages::call(self.0, T::DRY, stage, value)
     }
 }
-
-const _: () = assert!(FURTHEST.is_power_of_two());

@@ -11,18 +11,17 @@ use aya_ebpf::{
 };
 use core::mem::offset_of;
 use tidegate_ebpf::{
-    Packet,
-    options::ROOM,
+    Headers,
     real::decap::{self, LOOKED_AT, Look, Peel},
-    wire::{ETHERTYPE_V4, Ethernet, Wire},
+    wire::{ETHERTYPE_V4, Ethernet, Wire, inside},
 };
 
-use super::{Maps, count, inside};
+use super::{Maps, count};
 
-/// What [`decap::look`] needs of a packet, of which only the beginning lies in one piece.
+/// A packet of which only the beginning lies in one piece.
 struct Front(*mut __sk_buff);
 
-impl Packet for Front {
+impl Headers for Front {
     #[inline(always)]
     fn length(&self) -> usize {
         // SAFETY: the context is the kernel's, for as long as the program runs.
@@ -30,35 +29,9 @@ impl Packet for Front {
     }
 
     #[inline(always)]
-    fn ifindex(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).ifindex }
-    }
-
-    #[inline(always)]
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as above; the borrow of the only handle to the packet keeps a second reference out.
         unsafe { inside((*self.0).data as usize, (*self.0).data_end as usize, offset) }
-    }
-
-    #[inline(always)]
-    fn load(&mut self, _offset: usize, _to: &mut [u8; ROOM], _length: usize) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn store(&mut self, _offset: usize, _from: &[u8; ROOM], _length: usize) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn grow(&mut self, _bytes: i32) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn cut(&mut self, _length: usize) -> bool {
-        false
     }
 }
 
