@@ -1,6 +1,9 @@
 //! What to type next: every line can be copied into another root shell.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::bail;
 use tidegate_tests::{appliance::binary, cluster::Cluster};
@@ -74,6 +77,25 @@ impl Page {
                     own("elb show demo-l7"),
                 ],
             ),
+            ("What layer 4 does with a client's packets, and why", {
+                let inside = |words: String, prints| {
+                    line(format!("nsenter -t $(cat {RUN}/tidegate.pid) -n -m {program} l4 {words}"), prints)
+                };
+                let mut lines: Vec<Line> = layer4
+                    .iter()
+                    .map(|vip| {
+                        let client = if vip.is_ipv4() { cluster.client.v4.into() } else { cluster.client.v6.into() };
+                        inside(
+                            format!("explain '{}' '{}'", SocketAddr::new(client, 40_000), SocketAddr::new(*vip, 80)),
+                            "real",
+                        )
+                    })
+                    .collect();
+                lines.push(inside("flows".to_owned(), "flows"));
+                lines.push(Line { prints: None, ..inside("log".to_owned(), "") });
+                lines.push(Line { prints: None, ..inside("capture --port 80".to_owned(), "") });
+                lines
+            }),
             (
                 "Kill Tidegate while the loop runs: layer 4 goes on (it is started again after 5 seconds)",
                 vec![

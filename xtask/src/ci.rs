@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -16,9 +17,15 @@ const FUZZ_SECONDS: &str = "5";
 /// The same inputs in every run: a change is judged by what it changes. `cargo xtask fuzz` alone tries new ones.
 const FUZZ_SEED: &str = "20161001";
 
+/// There while a demo is up.
+const DEMO: &str = "/run/tidegate-demo";
+
 pub(crate) fn ci() -> anyhow::Result<()> {
     if !command::is_root() {
         bail!("the stories need root, and a run that skips them proves nothing: repeat this in a root shell");
+    }
+    if Path::new(DEMO).exists() {
+        bail!("a demo is up, and its story needs to be the only one: `cargo xtask down`, and repeat this");
     }
     let mut steps = Steps::default();
     steps.take("packages", || {
