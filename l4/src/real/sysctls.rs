@@ -78,15 +78,30 @@ pub(super) fn restore(folder: &Path, links: &[Link]) -> anyhow::Result<()> {
     for (key, sysctl) in (0_u32..).zip(&ALL) {
         let Ok(value) = before.get(&key, 0) else { continue };
         if let Some(name) = name.or(sysctl.all.then_some("all")) {
-            let path = sysctl.path(name);
-            if read(&path)? == sysctl.value {
-                fs::write(&path, value.to_string()).with_context(|| format!("writing {value} back to {path}"))?;
-            }
+            put_back(&sysctl.path(name), sysctl.value, value)?;
         }
         before.remove(&key).context("forgetting a setting")?;
     }
     let _ = before.remove(&INTERFACE);
     Ok(())
+}
+
+fn put_back(path: &str, set: u32, before: u32) -> anyhow::Result<()> {
+    let put = || -> anyhow::Result<()> {
+        if read(path)? == set {
+            fs::write(path, before.to_string()).with_context(|| format!("writing {before} back to {path}"))?;
+        }
+        Ok(())
+    };
+    match put() {
+        // The interface has just gone.
+        Err(error)
+            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) =>
+        {
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// The interface that was joined at.
@@ -103,4 +118,25 @@ fn read(path: &str) -> anyhow::Result<u32> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
     let wrong = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     text.trim().parse().map_err(wrong).with_context(|| format!("reading {path}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_is_put_back_what_somebody_else_set_stays_and_an_interface_that_went_is_no_problem() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        for (name, now) in [("ours", "2"), ("theirs", "8")] {
+            fs::write(path(name), now).unwrap();
+        }
+        for name in ["ours", "theirs", "gone"] {
+            put_back(&path(name), 2, 0).unwrap();
+        }
+        assert_eq!([read(&path("ours")).unwrap(), read(&path("theirs")).unwrap()], [0, 8]);
+        assert!(!Path::new(&path("gone")).exists());
+        fs::write(path("nonsense"), "nonsense").unwrap();
+        put_back(&path("nonsense"), 2, 0).unwrap_err();
+    }
 }

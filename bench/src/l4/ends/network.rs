@@ -50,10 +50,11 @@ pub(super) struct Contender {
 
 pub(super) struct Network {
     pub(super) client: Ns,
+    /// Servers of their own for the tunnel: what takes it apart would slow the others' packets down. They leave before
+    /// their machines go.
+    joined: Vec<(Joined, Process, Host)>,
     fabric: Fabric,
     servers: Vec<(Host, Process)>,
-    /// Servers of their own for the tunnel: what takes it apart would slow the others' packets down.
-    joined: Vec<(Host, Process, Joined)>,
     /// The balancers' machines, and ours.
     machines: Vec<Host>,
     ours: Option<(Ours, FdLink)>,
@@ -70,7 +71,7 @@ impl Network {
             let process = serve(&host.ns, &dir.join(format!("server-{n}")), cores.server)?;
             servers.push((host, process));
         }
-        Ok(Self { client, fabric, servers, joined: Vec::new(), machines: Vec::new(), ours: None })
+        Ok(Self { client, joined: Vec::new(), fabric, servers, machines: Vec::new(), ours: None })
     }
 
     /// Servers that have joined as reals behind a tunnel.
@@ -81,7 +82,7 @@ impl Network {
             let host = self.fabric.appliance("joined", at)?;
             let joined = Joined::new(&host.ns, vip)?;
             let process = serve(&host.ns, &dir.join(format!("joined-{n}")), core)?;
-            self.joined.push((host, process, joined));
+            self.joined.push((joined, process, host));
         }
         Ok(())
     }
@@ -125,7 +126,7 @@ impl Network {
         let machine = self.fabric.appliance("ours", (Ipv4Addr::new(10, 77, 0, 1), addresses::APPLIANCE.1))?;
         let room = Room { v4: 200_000, v6: 1 };
         let plain: Vec<&Host> = self.servers.iter().map(|(host, _)| host).collect();
-        let joined: Vec<&Host> = self.joined.iter().map(|(host, ..)| host).collect();
+        let joined: Vec<&Host> = self.joined.iter().map(|(.., host)| host).collect();
         let mut modes =
             vec![(OURS_NAT, Forward::FullNat, vip(1), &plain), (OURS_DIRECT, Forward::Direct, vip(2), &plain)];
         if !joined.is_empty() {
