@@ -18,6 +18,7 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::bail;
 use tidegate_tests::lab;
 
 use self::{
@@ -58,15 +59,22 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
         lab::require() && harness::Harness::is_built(),
         "this bench lays out a network: it needs root, network namespaces and BPF, and what `cargo xtask ebpf` builds"
     );
+    let tables: Vec<_> = TABLES.iter().filter(|(title, _)| wanted(settings, title)).collect();
+    if tables.is_empty() {
+        let titles: Vec<_> = TABLES.iter().map(|(title, _)| format!("  {title}")).collect();
+        bail!("no table and no row by path has --only's text in its name; the tables are:\n{}", titles.join("\n"));
+    }
     let mut outcome = Outcome::default();
     peers::provide(&mut outcome.notes);
-    for (title, measure) in TABLES {
-        if settings.wants(title) || (*title == BY_PATH && PATHS.iter().any(|path| settings.wants(path.case))) {
-            outcome.begin(title);
-            measure(settings, &mut outcome)?;
-        }
+    for (title, measure) in tables {
+        outcome.begin(title);
+        measure(settings, &mut outcome)?;
     }
     Ok(outcome)
+}
+
+fn wanted(settings: &Settings, title: &str) -> bool {
+    settings.wants(title) || (title == BY_PATH && PATHS.iter().any(|path| settings.wants(path.case)))
 }
 
 /// A row of this bench with a figure that has no turns, or has had them.

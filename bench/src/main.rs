@@ -55,7 +55,7 @@ impl Settings {
 
     /// Whether what has this name is to be measured.
     pub(crate) fn wants(&self, name: &str) -> bool {
-        self.only.as_ref().is_none_or(|part| name.contains(part))
+        self.only.as_ref().is_none_or(|part| name.to_lowercase().contains(&part.to_lowercase()))
     }
 
     /// How long a turn is.
