@@ -16,8 +16,8 @@ pub use flow::{Flow, Move, RECORDS_PER_LINE, Record, RecordLine};
 pub use guard::{ACCESS_DATA, Access, AccessKey, AccessKeyData, Fragment, FragmentKey, Limits, SourceKey};
 pub use see::{CAPTURE_BYTES, Captured, Event, Trace, Watch, Why};
 
-/// Counts up whenever a type here changes. User space refuses to adopt pinned maps of another layout.
-pub const LAYOUT: u32 = 2;
+/// Counts up whenever a type here changes, or what it means. User space refuses to adopt pinned maps of another layout.
+pub const LAYOUT: u32 = 3;
 
 /// The maps by their pinned names.
 pub mod map {

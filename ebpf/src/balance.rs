@@ -81,7 +81,10 @@ pub trait Tables {
     }
     /// False: another CPU has the place. True: it is this one's until [`Tables::unlock`].
     fn lock(&self, index: u32) -> bool;
-    fn unlock(&self, index: u32);
+    /// `from`: [`Flow::from`] of the flow that is there now.
+    fn unlock(&self, index: u32, from: u32);
+    /// One flow more whose first choice the place is has gone elsewhere, or one less is there.
+    fn spill(&self, index: u32, more: bool);
     /// This CPU's place for what is known of an unusual packet.
     fn scratch<R>(&self, look: impl FnOnce(&mut Seen) -> R) -> Option<R>;
     /// What was written before is written before what follows.

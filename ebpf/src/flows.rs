@@ -284,8 +284,8 @@ const FREE: u32 = 4;
 
 /// What [`suits`] is asked with.
 #[inline(always)]
-fn rank_of(ask: &Ask, step: u32) -> u64 {
-    u64::from(place(ask, step)) | u64::from(ask.real) << 32
+fn rank_of(ask: &Ask, place: u32) -> u64 {
+    u64::from(place) | u64::from(ask.real) << 32
 }
 
 /// [`rank`] of a place for a flow of a real.
@@ -325,15 +325,15 @@ pub(crate) fn free<T: Tables>(tables: &T, ask: &Ask, home: u32, few: u32) -> u32
 
 #[inline(always)]
 fn is_free<T: Tables>(tables: &T, ask: &Ask, place: u32) -> bool {
-    tables.peek(place, |flow| rank(flow, ask.now, ask.real)) == Some(FREE)
+    // Written and not returned, as with [`Life`].
+    let mut free = false;
+    tables.peek(place, |flow| free = rank(flow, ask.now, ask.real) == FREE);
+    free
 }
 
 /// Gives the flow that free place. False: another CPU has just given it away.
 #[inline(always)]
-pub(crate) fn open_at<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, home: u32, place: u32) -> bool {
-    if place != home && !T::DRY {
-        tables.flow(home, |flow| flow.spilled = 1);
-    }
+pub(crate) fn open_at<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, place: u32) -> bool {
     take(tables, seen, ask, place, || is_free(tables, ask, place))
 }
 
@@ -347,7 +347,7 @@ pub(crate) fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen
     let mut best = 0;
     let mut step = 0;
     while step <= LAST {
-        let found = (packet.stage(tables, Stage::Rank, rank_of(ask, step)) as u32) << 8 | (LAST - step);
+        let found = (packet.stage(tables, Stage::Rank, rank_of(ask, place(ask, step))) as u32) << 8 | (LAST - step);
         best = forget(if found > best { found } else { best });
         // The first that is good enough: the table is not read further than need be.
         if best >= FREE << 8 {
@@ -358,13 +358,9 @@ pub(crate) fn open<P: Packet, T: Tables>(packet: &mut P, tables: &T, seen: &Seen
     if best < 1 << 8 {
         return NONE;
     }
-    let step = LAST - (best & LAST);
-    let best = place(ask, step);
-    if !take(tables, seen, ask, best, || packet.stage(tables, Stage::Rank, rank_of(ask, step)) != 0) {
+    let best = place(ask, LAST - (best & LAST));
+    if !take(tables, seen, ask, best, || packet.stage(tables, Stage::Rank, rank_of(ask, best)) != 0) {
         return NONE;
-    }
-    if step != 0 && !T::DRY {
-        tables.flow(place(ask, 0), |flow| flow.spilled = 1);
     }
     best
 }
@@ -378,12 +374,30 @@ fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, place: u32, suits: impl F
     if !tables.lock(place) {
         return false;
     }
-    if !suits() {
-        tables.unlock(place);
+    let suits = suits();
+    // Only now: over the call there is no room on the stack for it (Linux 6.1).
+    let home = self::place(ask, 0);
+    let from = if place == home { 0 } else { home };
+    let mut most = false;
+    if from != 0 {
+        tables.peek(from, |flow| most = flow.spilled >= Flow::MOST_SPILLED);
+    }
+    if !suits || most {
+        tables.unlock(place, tables.peek(place, Flow::from).unwrap_or(0));
         return false;
     }
-    // Nobody finds a half-written flow: the protocol comes last.
-    tables.flow(place, |flow| flow.protocol = 0);
+    // Nobody finds a half-written flow: the protocol comes last. Nor is one looked for that may not be found yet.
+    let mut before = 0;
+    tables.flow(place, |flow| {
+        flow.protocol = 0;
+        before = flow.from();
+    });
+    if before != 0 {
+        tables.spill(before, false);
+    }
+    if from != 0 {
+        tables.spill(from, true);
+    }
     tables.barrier();
     tables.flow(place, |flow| {
         flow.client = seen.tuple.source;
@@ -403,7 +417,7 @@ fn take<T: Tables>(tables: &T, seen: &Seen, ask: &Ask, place: u32, suits: impl F
     });
     tables.barrier();
     tables.flow(place, |flow| flow.protocol = seen.tuple.protocol);
-    tables.unlock(place);
+    tables.unlock(place, from);
     true
 }
 

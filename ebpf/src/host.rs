@@ -334,11 +334,20 @@ impl Tables for Memory {
     fn lock(&self, index: u32) -> bool {
         let raced = self.0.borrow_mut().raced.take();
         raced.map(|flow| self.0.borrow_mut().flows.insert(index, flow));
-        self.flow(index, |flow| std::mem::replace(&mut flow.lock, 1) == 0).unwrap_or(false)
+        self.flow(index, |flow| {
+            let free = flow.lock & Flow::LOCKED == 0;
+            flow.lock += 1;
+            free
+        })
+        .unwrap_or(false)
     }
 
-    fn unlock(&self, index: u32) {
-        self.flow(index, |flow| flow.lock = 0);
+    fn unlock(&self, index: u32, from: u32) {
+        self.flow(index, |flow| flow.lock = Flow::unlocked(from));
+    }
+
+    fn spill(&self, index: u32, more: bool) {
+        self.flow(index, |flow| if more { flow.spilled += 1 } else { flow.spilled -= 1 });
     }
 
     fn scratch<R>(&self, look: impl FnOnce(&mut Seen) -> R) -> Option<R> {

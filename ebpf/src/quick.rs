@@ -141,7 +141,7 @@ fn out<P: Packet, T: Tables>(packet: &mut P, tables: &T, settings: &Settings, se
         return Step::UNUSUAL;
     };
     let Some(hop) = hop(tables, settings, real, seen.length as usize) else { return Step::UNUSUAL };
-    if new && !flows::open_at(tables, seen, &ask, home, index) {
+    if new && !flows::open_at(tables, seen, &ask, index) {
         return Step::UNUSUAL;
     }
     let bytes = packet.length() as u64;

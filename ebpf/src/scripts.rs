@@ -122,7 +122,7 @@ pub enum Event<'a> {
     },
 }
 
-fn ip(text: &str) -> Address {
+pub(crate) fn ip(text: &str) -> Address {
     Address::from(text.parse::<std::net::IpAddr>().unwrap_or_else(|error| panic!("{text}: {error}")))
 }
 

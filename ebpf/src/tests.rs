@@ -1,6 +1,7 @@
 //! The scripts, and properties of the whole core, on a laptop.
 
 mod client;
+mod crowd;
 mod race;
 mod wire;
 

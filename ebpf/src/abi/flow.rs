@@ -28,13 +28,14 @@ pub struct Flow {
     pub real_end: u8,
     /// 1 once the real has answered, [`Flow::HEARD`] once it has heard the client.
     pub answered: u8,
-    /// 1 once a flow whose first choice this place was had to go elsewhere.
+    /// How many places elsewhere have a flow whose first choice this place is, or had one and were not given away since.
+    /// Changed by [`Tables::spill`](crate::Tables::spill) alone, for CPUs may do it at once.
     pub spilled: u8,
     /// [`Flow::PROXY`] and [`Flow::SPLICED`]: the sequence number of the client's first byte.
     pub start: u32,
     /// What our cookie's sequence number is ahead of the real's; [`Flow::WAITING`]: the cookie's.
     pub ahead: u32,
-    /// Not 0 while a CPU gives the place to a flow.
+    /// [`Flow::LOCKED`] is not 0 while a CPU gives the place to a flow; above is [`Flow::from`].
     pub lock: u32,
 }
 
@@ -74,8 +75,28 @@ impl Flow {
     /// The real may hold a closed connection in TIME_WAIT for so long.
     pub const TIME_WAIT: u64 = 60 * SECOND;
 
+    /// More flows than so many are not sent elsewhere from one place: [`Flow::spilled`] has to count them.
+    pub const MOST_SPILLED: u8 = 128;
+
     /// Places that are tried one after the other: neighbours in memory, which the processor fetches together.
     pub const GROUP: u32 = 8;
+
+    /// In [`Flow::lock`]: as many CPUs as want the place.
+    pub const LOCKED: u32 = 0xff;
+
+    /// The first choice of the flow if it had to come here from elsewhere, else 0.
+    #[inline(always)]
+    #[must_use]
+    pub fn from(&self) -> u32 {
+        self.lock >> 8
+    }
+
+    /// [`Flow::lock`] of a place that nobody holds.
+    #[inline(always)]
+    #[must_use]
+    pub fn unlocked(from: u32) -> u32 {
+        from << 8
+    }
 
     #[inline(always)]
     #[must_use]

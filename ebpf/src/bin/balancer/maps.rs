@@ -1,5 +1,7 @@
 //! The maps, and [`Tables`] on them.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{
         BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
@@ -213,20 +215,27 @@ impl<const IS_DRY: bool> Tables for Maps<IS_DRY> {
     fn lock(&self, index: u32) -> bool {
         let Some(flow) = FLOWS.get_ptr_mut(index) else { return false };
         // SAFETY: an aligned word of map memory, which other CPUs touch by the same instruction alone.
-        let before = unsafe {
-            core::intrinsics::atomic_xadd::<u32, u32, { core::intrinsics::AtomicOrdering::SeqCst }>(
-                &raw mut (*flow).lock,
-                1,
-            )
-        };
-        before == 0
+        unsafe { add(&raw mut (*flow).lock, 1) & Flow::LOCKED == 0 }
     }
 
     #[inline(always)]
-    fn unlock(&self, index: u32) {
+    fn unlock(&self, index: u32, from: u32) {
         if let Some(flow) = FLOWS.get_ptr_mut(index) {
-            // SAFETY: an aligned word of map memory, and this CPU's own as long as it is not 0.
-            unsafe { (&raw mut (*flow).lock).write_volatile(0) };
+            // SAFETY: an aligned word of map memory, and this CPU's own as long as it is locked.
+            unsafe { (&raw mut (*flow).lock).write_volatile(Flow::unlocked(from)) };
+        }
+    }
+
+    #[inline(always)]
+    fn spill(&self, index: u32, more: bool) {
+        const WORD: usize = offset_of!(Flow, client_end);
+        const ONE: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
+        const { assert!(WORD.is_multiple_of(4) && offset_of!(Flow, spilled) == WORD + 3) };
+        if let Some(flow) = FLOWS.get_ptr_mut(index) {
+            // There is no instruction that counts in a byte: the word's other bytes stay as they are, and stores of other
+            // CPUs into them come before or after, as a whole.
+            // SAFETY: an aligned word of map memory, the flow's four bytes from `client_end` on.
+            unsafe { add(flow.cast::<u8>().add(WORD).cast(), if more { ONE } else { ONE.wrapping_neg() }) };
         }
     }
 
@@ -445,6 +454,17 @@ fn ipv4(seen: &Seen) -> Ipv4 {
 fn ipv6(seen: &Seen) -> Ipv6 {
     let (source, destination) = (seen.tuple.source.0, seen.tuple.destination.0);
     Ipv6 { version_class: 0x6000_u16.to_be(), next: abi::TCP, source, destination, ..Ipv6::default() }
+}
+
+/// Adds, whoever else does, and returns what was there.
+///
+/// # Safety
+/// An aligned word of map memory.
+#[inline(always)]
+unsafe fn add(word: *mut u32, more: u32) -> u32 {
+    use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xadd};
+    // SAFETY: the caller's.
+    unsafe { atomic_xadd::<u32, u32, { SeqCst }>(word, more) }
 }
 
 /// This CPU's entry of a counter.
