@@ -15,6 +15,9 @@ use super::{
     world::{self, LINK, LINK_MAC, Vip},
 };
 
+/// Of flows that have come and gone before a turn in an aged table, each of half as many as it is made for.
+const GENERATIONS: u32 = 8;
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
@@ -36,7 +39,7 @@ impl Scale {
     fn runs(self, path: &Path) -> u32 {
         match path.frames {
             // Half of the room, so that the table is never crowded.
-            Frames::New if path.table == Table::Fresh => self.runs.min(self.flows / 2),
+            Frames::New if path.table != Table::Full => self.runs.min(self.flows / 2),
             Frames::New => self.runs,
             _ => self.runs.max(self.clients(path)),
         }
@@ -49,6 +52,7 @@ pub(super) struct Desk {
     harness: Harness,
     interface: u32,
     used: Ours,
+    aged: Option<Ours>,
     full: Option<Ours>,
     /// Where each row of new flows goes on.
     next: Vec<u32>,
@@ -78,7 +82,7 @@ impl Desk {
         used.give(&world::input(true), &|_| way)?;
         let interface = world::index(LINK)?;
         let next = vec![0; PATHS.len()];
-        let mut desk = Self { scale, harness, interface, used, full: None, next, _link: link };
+        let mut desk = Self { scale, harness, interface, used, aged: None, full: None, next, _link: link };
         for path in PATHS.iter().filter(|path| matches!(path.frames, Frames::Of(_)) && wanted(path)) {
             desk.open(path)?;
         }
@@ -120,15 +124,17 @@ impl Desk {
         match path.table {
             Table::Used => {}
             Table::Fresh => fresh = Some(filled(self.scale.room())?),
+            Table::Aged => self.age(row)?,
             Table::Full => self.fill()?,
         }
-        if path.table != Table::Fresh {
+        if fresh.is_none() {
             frames.client = self.next[row];
         }
-        let Self { harness, used, full, interface, .. } = self;
+        let Self { harness, used, aged, full, interface, .. } = self;
         let ours = match path.table {
             Table::Used => used,
             Table::Fresh => fresh.as_mut().expect("it was just made"),
+            Table::Aged => aged.as_mut().expect("it was just aged"),
             Table::Full => full.as_mut().expect("it was just filled"),
         };
         let frontend = path.vip.frontend(path.v6, Protocol::Tcp);
@@ -148,6 +154,9 @@ impl Desk {
         }
         let counted = Counts { packets: after.packets - before.packets, flows: after.flows - before.flows };
         judge(path, runs.into(), counted, dropped)?;
+        if path.table == Table::Aged {
+            self.pass(row, "R", frames.client, runs)?;
+        }
         Ok(Turn { ns, laying: base, dropped: dropped as f64 / f64::from(runs) })
     }
 
@@ -161,6 +170,31 @@ impl Desk {
     pub(super) fn far_look(&mut self) -> anyhow::Result<f64> {
         let frames = Replay { growth: 0, ..replay(&PATHS[0], "A", 1_000_000)? };
         self.harness.far_look(&frames, self.interface, self.scale.runs)
+    }
+
+    /// Flows begin and end, half as many as the table is made for at a time.
+    fn age(&mut self, row: usize) -> anyhow::Result<()> {
+        if self.aged.is_some() {
+            return Ok(());
+        }
+        self.aged = Some(filled(self.scale.room())?);
+        for _ in 0..GENERATIONS {
+            let begun = self.next[row];
+            self.pass(row, "S", begun, self.scale.flows / 2)?;
+            self.next[row] = self.harness.next_client()?;
+            self.pass(row, "R", begun, self.scale.flows / 2)?;
+        }
+        Ok(())
+    }
+
+    /// A packet of each of so many flows, in the aged table.
+    fn pass(&mut self, row: usize, flags: &str, first: u32, flows: u32) -> anyhow::Result<()> {
+        let path = &PATHS[row];
+        let aged = self.aged.as_mut().expect("made by `age`");
+        self.harness.aim(aged.program()?)?;
+        self.harness.lay(&Replay { client: first, ..replay(path, flags, path.frames.clients())? })?;
+        self.harness.time(self.interface, flows)?;
+        Ok(())
     }
 
     /// Offers more flows than there is room for, until hardly any finds a place, or there were many more.

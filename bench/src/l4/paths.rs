@@ -47,6 +47,8 @@ pub(super) enum Table {
     Used,
     /// Empty before each turn.
     Fresh,
+    /// Several times as many flows as the table was made for have come and gone.
+    Aged,
     /// Many more flows were offered than there is room for.
     Full,
 }
@@ -109,6 +111,7 @@ pub(super) const PATHS: &[Path] = &[
     path("FULLNAT, 1M flows", Vip::FullNat, Of(1_000_000), COLD, Some(287.0)),
     path("FULLNAT, answer of the real", Vip::FullNat, Answers, HOT, NONE),
     Path { table: Table::Fresh, ..path("FULLNAT, new flow, fresh table", Vip::FullNat, NewFlows, NEW, Some(512.0)) },
+    Path { table: Table::Aged, ..path("FULLNAT, new flow, aged table", Vip::FullNat, NewFlows, NEW, Some(512.0)) },
     Path { table: Table::Full, ..path("FULLNAT, new flow, full table", Vip::FullNat, NewFlows, NONE, Some(1035.0)) },
     asking(path("DIRECT, 1 flow, asking the kernel for the hop", Vip::Direct, Of(1), NONE, NONE)),
     asking(path("FULLNAT, 1 flow, asking the kernel for the hop", Vip::FullNat, Of(1), NONE, NONE)),
