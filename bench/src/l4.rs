@@ -59,7 +59,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
         lab::require() && harness::Harness::is_built(),
         "this bench lays out a network: it needs root, network namespaces and BPF, and what `cargo xtask ebpf` builds"
     );
-    let tables: Vec<_> = TABLES.iter().filter(|(title, _)| wanted(settings, title)).collect();
+    let tables: Vec<_> = TABLES.iter().filter(|(title, _)| table_wanted(settings, title)).collect();
     if tables.is_empty() {
         let titles: Vec<_> = TABLES.iter().map(|(title, _)| format!("  {title}")).collect();
         bail!("no table and no row by path has --only's text in its name; the tables are:\n{}", titles.join("\n"));
@@ -73,7 +73,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-fn wanted(settings: &Settings, title: &str) -> bool {
+fn table_wanted(settings: &Settings, title: &str) -> bool {
     settings.wants(title) || (title == BY_PATH && PATHS.iter().any(|path| settings.wants(path.case)))
 }
 
@@ -88,11 +88,11 @@ fn by_path(settings: &Settings, outcome: &mut Outcome) -> anyhow::Result<()> {
     let link = world::Link::lay()?;
     link.balancer.run(|| -> anyhow::Result<()> {
         stay_on(Cores::choose()?.load)?;
-        let wanted = |path: &Path| settings.wants(BY_PATH) || settings.wants(path.case);
-        let mut desk = Desk::set(scale, &wanted)?;
+        let row_wanted = |path: &Path| settings.wants(BY_PATH) || settings.wants(path.case);
+        let mut desk = Desk::set(scale, &row_wanted)?;
         let mut left_out: BTreeMap<&str, String> = BTreeMap::new();
         let mut rows: Vec<usize> = Vec::new();
-        for (row, path) in PATHS.iter().enumerate().filter(|(_, path)| wanted(path)) {
+        for (row, path) in PATHS.iter().enumerate().filter(|(_, path)| row_wanted(path)) {
             if let Err(problem) = desk.look(path) {
                 left_out.insert(path.case, format!("{problem:#}"));
             } else {

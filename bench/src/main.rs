@@ -122,6 +122,9 @@ fn main() -> anyhow::Result<()> {
         };
         bail!("{said}; there are:\n{}", list.join("\n"));
     };
+    if arguments.only.is_some() && bench.name != "l4" {
+        bail!("--only is for `l4`, whose tables are long: `{}` measures all that it has", bench.name);
+    }
     // What runs in a kernel is the same in every build.
     if cfg!(debug_assertions) && bench.name != "lvs" {
         eprintln!(

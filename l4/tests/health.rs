@@ -25,7 +25,6 @@ use tokio_rustls::rustls::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Loading alone may take half of it on a busy machine: the verifier reads the programs for seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOCALS: [&str; 2] = ["10.77.101.1", "fd77:0:101::1"];
 const A: [&str; 2] = ["10.77.1.1", "fd77:0:1::1"];

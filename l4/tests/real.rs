@@ -87,7 +87,6 @@ impl Plane {
                 let _ = ended.send(());
             });
         });
-        // The verifier takes its time on a busy machine.
         ready.recv_timeout(PATIENCE).expect("the plane started");
         Self { stop, done }
     }

@@ -30,7 +30,6 @@ use tokio_util::sync::CancellationToken;
 
 const V4: &str = "10.77.100.1:80";
 const V6: &str = "[fd77:0:100::1]:80";
-/// Loading alone may take half of it on a busy machine: the verifier reads the programs for seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Not a test: the plane in a process of its own. Inputs come as lines, reports leave as lines.

@@ -78,22 +78,20 @@ impl Page {
                 ],
             ),
             ("What layer 4 does with a client's packets, and why", {
-                let inside = |words: String, prints| {
-                    line(format!("nsenter -t $(cat {RUN}/tidegate.pid) -n -m {program} l4 {words}"), prints)
+                let inside = |words: &str, prints| Line {
+                    command: format!("nsenter -t $(cat {RUN}/tidegate.pid) -n -m {program} l4 {words}"),
+                    prints,
                 };
                 let mut lines: Vec<Line> = layer4
                     .iter()
                     .map(|vip| {
                         let client = if vip.is_ipv4() { cluster.client.v4.into() } else { cluster.client.v6.into() };
-                        inside(
-                            format!("explain '{}' '{}'", SocketAddr::new(client, 40_000), SocketAddr::new(*vip, 80)),
-                            "real",
-                        )
+                        let (client, vip) = (SocketAddr::new(client, 40_000), SocketAddr::new(*vip, 80));
+                        inside(&format!("explain '{client}' '{vip}'"), Some("forwarded"))
                     })
                     .collect();
-                lines.push(inside("flows".to_owned(), "flows"));
-                lines.push(Line { prints: None, ..inside("log".to_owned(), "") });
-                lines.push(Line { prints: None, ..inside("capture --port 80".to_owned(), "") });
+                lines.push(inside("flows", Some("flows of fullnat")));
+                lines.extend(["log", "capture --port 80"].map(|words| inside(words, None)));
                 lines
             }),
             (

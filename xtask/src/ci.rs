@@ -25,7 +25,10 @@ pub(crate) fn ci() -> anyhow::Result<()> {
         bail!("the stories need root, and a run that skips them proves nothing: repeat this in a root shell");
     }
     if Path::new(DEMO).exists() {
-        bail!("a demo is up, and its story needs to be the only one: `cargo xtask down`, and repeat this");
+        bail!(
+            "a demo is up, or was killed, and its story needs to be the only one: `cargo xtask down` where it was started, and \
+             repeat this"
+        );
     }
     let mut steps = Steps::default();
     steps.take("packages", || {
